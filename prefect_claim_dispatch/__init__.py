@@ -1,0 +1,61 @@
+"""Publish actions inside your transaction; a Prefect flow claims what is due and dispatches each to its processor.
+
+Importing this package, and publishing, imports no Prefect: the names of the processor's side are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prefect_claim_dispatch.actions import Action, ActionStatus
+from prefect_claim_dispatch.drafts import Draft, Receipt
+from prefect_claim_dispatch.outcomes import Cancel, Snooze
+from prefect_claim_dispatch.publishing import Publisher, publish, publish_many
+
+if TYPE_CHECKING:
+    from prefect_claim_dispatch import errors, operations, schema, settings
+    from prefect_claim_dispatch.flow import claim_dispatch
+    from prefect_claim_dispatch.processors import processor
+    from prefect_claim_dispatch.reports import DispatchReport
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "processor": "processors",
+    "claim_dispatch": "flow",
+    "DispatchReport": "reports",
+}
+_MODULES = frozenset({"errors", "operations", "schema", "settings"})
+
+__all__ = [
+    "Action",
+    "ActionStatus",
+    "Cancel",
+    "DispatchReport",
+    "Draft",
+    "Publisher",
+    "Receipt",
+    "Snooze",
+    "claim_dispatch",
+    "errors",
+    "operations",
+    "processor",
+    "publish",
+    "publish_many",
+    "schema",
+    "settings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,214 @@
+"""Claims: survey, claim, begin, renew. Each is one short transaction, committed before it returns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, Row, Table
+from sqlalchemy.exc import IntegrityError
+
+from prefect_claim_dispatch import databases
+from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, elapsed_clock
+from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.statements.begin import begin as begin_statement
+from prefect_claim_dispatch.statements.claim import claim as claim_statement
+from prefect_claim_dispatch.statements.renew import renew as renew_statement
+from prefect_claim_dispatch.statements.survey import count_due as count_due_statement
+from prefect_claim_dispatch.statements.survey import survey as survey_statement
+
+logger = logging.getLogger(__name__)
+
+MAX_LANES = 64
+CONTENDED_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """The pending actions of one type and priority, of which the earliest is eligible at `end_at`."""
+
+    type: str
+    priority: int
+    end_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What there is to do at `now`, by the database's clock."""
+
+    now: datetime
+    lanes: tuple[Lane, ...]
+    oldest_lease_at: datetime | None
+
+    @property
+    def has_expired_leases(self) -> bool:
+        """Whether rescue would find something."""
+        return self.oldest_lease_at is not None and self.oldest_lease_at < self.now
+
+    def due(self, until: datetime | None = None) -> tuple[Lane, ...]:
+        """The lanes with due actions: highest priority first, then the one that has waited longest."""
+        horizon = self.now if until is None else min(self.now, until)
+        lanes = [lane for lane in self.lanes if lane.end_at <= horizon]
+        return tuple(sorted(lanes, key=lambda lane: (-lane.priority, lane.end_at)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawAction:
+    """A claimed row before anything of it was decoded; `action` decodes it, and may raise for this row alone."""
+
+    id: int
+    type: str
+    claim_count: int
+    fail_count: int
+    claimed_by: str | None
+    errors: tuple[Mapping[str, Any], ...]
+    lease: Lease
+    row: Row[Any]
+    table: Table
+
+    def action(self) -> Action:
+        """The row as an `Action`, its reserved keys taken out of the payload.
+
+        Raises:
+            ValueError: the payload is not a JSON object. `RecursionError` when it is nested too deep.
+        """
+        payload = json.loads(self.row.payload)
+        if not isinstance(payload, dict):
+            msg = f"the payload must be a JSON object, got {type(payload).__name__}"
+            raise TypeError(msg)
+        rules = payload.pop(RESERVED_RULES, None)
+        meta = payload.pop(RESERVED_META, None)
+        if meta is not None and not isinstance(meta, dict):
+            msg = f"{RESERVED_META} must be a JSON object, got {type(meta).__name__}"
+            raise TypeError(msg)
+        return Action(
+            id=self.id,
+            type=self.type,
+            payload=payload,
+            meta=meta or {},
+            rules=rules,
+            end_at=self.row.end_at,
+            created_at=self.row.created_at,
+            claim_count=self.claim_count,
+            fail_count=self.fail_count,
+            priority=self.row.priority,
+            idempotency_key=self.row.idempotency_key,
+            ordering_key=self.row.ordering_key,
+            errors=self.errors,
+            table=self.table.name,
+            schema=self.table.schema,
+            lease=self.lease,
+        )
+
+    @property
+    def reference(self) -> str:
+        """As `Action.reference`, for a row that can't be decoded."""
+        return f"{self.type} #{self.id} (attempt {self.fail_count + 1})"
+
+
+def survey(engine: Engine, table: Table) -> Survey:
+    """What there is to do, in one statement whose cost is the number of distinct (type, priority), not of rows."""
+    with databases.transaction(engine) as connection:
+        rows = connection.execute(survey_statement(table)).all()
+    lanes = tuple(Lane(type=row.type, priority=row.priority, end_at=row.end_at) for row in rows if row.type is not None)
+    oldest = next(row for row in rows if row.type is None)
+    return Survey(now=oldest.now, lanes=lanes, oldest_lease_at=oldest.end_at)
+
+
+def count_due(engine: Engine, table: Table, lanes: Iterable[Lane]) -> int:
+    """How many actions of *lanes* are due now; a count of the index, so ask it seldom."""
+    with databases.transaction(engine) as connection:
+        return sum(
+            connection.execute(count_due_statement(table), {"type": lane.type, "priority": lane.priority}).scalar_one()
+            for lane in lanes
+        )
+
+
+def claim(
+    engine: Engine,
+    table: Table,
+    lanes: Sequence[Lane],
+    *,
+    limit: int,
+    lease: timedelta,
+    claimed_by: str,
+    until: datetime | None = None,
+) -> list[RawAction]:
+    """Claim up to *limit* due actions of *lanes*, highest priority first, then `end_at`, then `id`.
+
+    Committed when this returns. Fewer than *limit* may come although more is due, when other claimers hold some of them at this
+    moment: only an empty survey says that nothing is due. The leases are counted from before the statement was sent.
+    """
+    if not lanes or limit < 1:
+        return []
+    lanes = sorted(lanes[:MAX_LANES], key=lambda lane: -lane.priority)
+    shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=lambda lane: lane.priority))
+    statement = claim_statement(table, engine.dialect.name, shape, bounded=until is not None)
+    parameters: dict[str, Any] = {"limit": limit, "lease_seconds": lease.total_seconds(), "claimed_by": claimed_by}
+    for position, lane in enumerate(lanes):
+        parameters |= {f"type_{position}": lane.type, f"priority_{position}": lane.priority}
+    if until is not None:
+        parameters["until"] = until
+    for _ in range(CONTENDED_TRIES):
+        expires = elapsed_clock() + lease.total_seconds()
+        try:
+            with databases.transaction(engine) as connection:
+                rows = connection.execute(statement, parameters).all()
+        except IntegrityError:
+            # Another claimer, looking a moment earlier or later, took an action of the same ordering key. Nothing of ours was written.
+            logger.debug("claim met another claim of the same ordering key; trying again")
+            continue
+        claimed = [raw_action(row, Lease(expires=expires), table) for row in rows]
+        return sorted(claimed, key=lambda raw: (-raw.row.priority, raw.row.end_at, raw.id))
+    return []
+
+
+def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str]]) -> set[int]:
+    """Write the run of each (id, claim_count, run_id) onto its row; returns the ids whose claim still holds."""
+    if not runs:
+        return set()
+    ids, counts, run_ids = (list(column) for column in zip(*sorted(runs), strict=True))
+    dialect = engine.dialect.name
+    parameters = bind_rows(dialect, "begun", {"id": ids, "claim_count": counts, "run_id": run_ids})
+    with databases.transaction(engine) as connection:
+        return set(connection.execute(begin_statement(table, dialect), parameters).scalars())
+
+
+def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, lease: timedelta) -> set[int]:
+    """Prolong the lease of each (id, claim_count) to the database's now plus *lease*; returns the ids that still hold."""
+    if not claims:
+        return set()
+    ids, counts = (list(column) for column in zip(*sorted(claims), strict=True))
+    dialect = engine.dialect.name
+    parameters = bind_rows(dialect, "held", {"id": ids, "claim_count": counts})
+    parameters["lease_seconds"] = lease.total_seconds()
+    with databases.transaction(engine) as connection:
+        return set(connection.execute(renew_statement(table, dialect), parameters).scalars())
+
+
+def raw_action(row: Row[Any], lease: Lease, table: Table) -> RawAction:
+    """The undecoded action of a returned row."""
+    return RawAction(
+        id=row.id,
+        type=row.type,
+        claim_count=row.claim_count,
+        fail_count=row.fail_count,
+        claimed_by=row.claimed_by,
+        errors=_errors(row.errors),
+        lease=lease,
+        row=row,
+        table=table,
+    )
+
+
+def _errors(raw: str) -> tuple[Mapping[str, Any], ...]:
+    try:
+        errors = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(error for error in errors if isinstance(error, dict)) if isinstance(errors, list) else ()

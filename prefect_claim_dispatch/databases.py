@@ -1,0 +1,90 @@
+"""Where a statement goes: the engine that the settings name, the table, and the transaction that is joined or begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, Table, inspect
+from sqlalchemy.orm import Session, scoped_session
+
+from prefect_claim_dispatch import settings as settings_module
+from prefect_claim_dispatch.engines import create, translated
+from prefect_claim_dispatch.errors import ConfigurationError
+from prefect_claim_dispatch.schema import actions_table
+
+Bind = Engine | Connection | Session | str | None
+
+
+@cache
+def _shared_engine(url: str) -> Engine:
+    return create(url)
+
+
+def engine_for(url: str | None = None) -> Engine:
+    """One engine per URL and process; None means the settings', whose embedded SQLite file is made with its table on first use.
+
+    Raises:
+        ConfigurationError: the URL or the settings make no sense.
+    """
+    if url is not None:
+        return _shared_engine(url)
+    configured = settings_module.load()
+    if configured.is_embedded:
+        _create_embedded(configured)
+    return _shared_engine(configured.url)
+
+
+def _create_embedded(configured: settings_module.Settings) -> None:
+    from prefect_claim_dispatch import migrations  # Alembic is wanted on first use only
+
+    file = Path(configured.url.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = table_named(None, configured)
+    with translated(), _shared_engine(configured.url).connect() as connection:
+        if inspect(connection).has_table(table.name):
+            return
+    migrations.upgrade(configured.url, table=table.name)
+
+
+def table_named(name: str | None = None, configured: settings_module.Settings | None = None) -> Table:
+    """The action table called *name*, ``schema.table`` included; None means the settings'.
+
+    The embedded default and SQLite have no schemas: there `CLAIM_DISPATCH_SCHEMA` must not be set.
+    """
+    configured = configured or settings_module.load()
+    if name is None:
+        return actions_table(configured.table, configured.schema_name)
+    schema, dot, table = name.rpartition(".")
+    return actions_table(table, schema) if dot else actions_table(name, configured.schema_name)
+
+
+@contextmanager
+def transaction(bind: Bind) -> Iterator[Connection]:
+    """A connection in a transaction: joined where the caller has one, begun and committed here where it hands an engine or a URL.
+
+    A `Connection` or `Session` is joined and never committed, rolled back or closed. What the database raises inside somebody else's
+    transaction passes unchanged, so that the caller's own retry logic sees it.
+
+    Raises:
+        ConfigurationError: *bind* is something else.
+        DatabaseError: our own transaction failed.
+    """
+    match bind:
+        case Connection():
+            yield bind
+        case Session() | scoped_session():
+            yield bind.connection()
+        case Engine():
+            with translated(), bind.begin() as connection:
+                yield connection
+        case str() | None:
+            with translated(), engine_for(bind).begin() as connection:
+                yield connection
+        case _:
+            kind = type(bind).__name__
+            advice = "; use `await async_session.run_sync(publish, ...)`" if "Async" in kind else ""
+            msg = f"bind must be an Engine, Connection, Session, URL or None, got {kind}{advice}"
+            raise ConfigurationError(msg)

@@ -1,0 +1,126 @@
+"""Engines as the loop needs them, and the driver's errors in our words."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+
+from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, SUPPORTED
+from prefect_claim_dispatch.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    MissingExtraError,
+    SchemaMissingError,
+)
+from prefect_claim_dispatch.outcomes import redacted
+
+SQLITE_BUSY_SECONDS = 30
+# A half-open socket must be given up well inside the shortest sensible lease.
+POSTGRESQL_CONNECT_ARGS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "application_name": "prefect-claim-dispatch",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
+def parsed_url(url: str) -> URL:
+    """*url* as SQLAlchemy's, ``postgresql://`` meaning psycopg 3.
+
+    Raises:
+        ConfigurationError: not a URL, or a database that is not supported; the message never shows the password.
+        MissingExtraError: psycopg is not installed.
+    """
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        msg = "the database URL can't be read; write postgresql://user:password@host/database or sqlite:///file.db"
+        raise ConfigurationError(msg) from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        backend = POSTGRESQL
+    if backend not in SUPPORTED:
+        msg = f"database {backend!r} is not supported; use PostgreSQL or SQLite"
+        raise ConfigurationError(msg)
+    if backend == POSTGRESQL and importlib.util.find_spec("psycopg") is None:
+        what = "PostgreSQL"
+        raise MissingExtraError(what, "postgres")
+    return parsed
+
+
+def create(url: str, **options: Any) -> Engine:
+    """An engine as the loop needs it: short transactions, time limits, and on SQLite one writer at a time.
+
+    SQLite: WAL, a busy timeout of 30 s, and ``BEGIN IMMEDIATE``, so that a claim never has to upgrade a read lock.
+    PostgreSQL: READ COMMITTED, and a dead network noticed within 30 s.
+    """
+    parsed = parsed_url(url)
+    if parsed.get_backend_name() == SQLITE:
+        return _create_sqlite(parsed, options)
+    arguments = {key: value for key, value in POSTGRESQL_CONNECT_ARGS.items() if key not in parsed.query}
+    options.setdefault("isolation_level", "READ COMMITTED")
+    options.setdefault("pool_size", 4)
+    return create_engine(parsed, connect_args=arguments, hide_parameters=True, **options)
+
+
+def _create_sqlite(url: URL, options: dict[str, Any]) -> Engine:
+    engine = create_engine(
+        url, connect_args={"timeout": SQLITE_BUSY_SECONDS}, hide_parameters=True, **options
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None  # SQLAlchemy's BEGIN, below, not sqlite3's own
+        connection.text_factory = _lenient_text
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _lenient_text(raw: bytes) -> str:
+    # Rows written behind our back may hold bytes that are no UTF-8; they must harm only themselves.
+    return raw.decode("utf-8", "replace")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's errors into `DatabaseError`s that say what to do, and show neither password nor parameters."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
+        raise _translate(error) from error
+
+
+def _translate(error: DBAPIError) -> DatabaseError:
+    reason = redacted(str(error.orig).strip().split("\n")[0], 300)
+    state = getattr(error.orig, "sqlstate", None)
+    if state in ("42P01", "3F000") or "no such table" in reason:
+        return SchemaMissingError(f"the action table is not there ({reason}); run: claim-dispatch db upgrade")
+    if state in ("42703",) or "no such column" in reason:
+        return SchemaMissingError(
+            f"the action table is older than this package ({reason}); run: claim-dispatch db upgrade"
+        )
+    if state == "42501":
+        return DatabaseError(
+            f"the database refuses: {reason}; grant SELECT, INSERT and UPDATE on the action table"
+        )
+    if isinstance(error, OperationalError | InterfaceError):
+        return DatabaseUnavailableError(
+            f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL"
+        )
+    return DatabaseError(f"the database refuses: {reason}")

@@ -1,0 +1,135 @@
+"""Every error that this package raises on purpose.
+
+    ClaimDispatchError
+    ├── InvalidActionError          a draft that may not reach the table (also ValueError)
+    │   ├── InvalidTypeError        the routing key is empty, too long or has control characters
+    │   ├── InvalidPayloadError     the payload is no JSON object that both databases can hold
+    │   ├── InvalidInstantError     a naive, infinite or contradictory end_at / delay
+    │   ├── InvalidKeyError         an idempotency or ordering key that cannot be stored
+    │   └── InvalidRulesError       a rule that does not compile
+    ├── DuplicateActionError        on_conflict="raise" met an existing action
+    ├── ActionNotFoundError         no row has that id
+    ├── LostLeaseError              the claim is no longer held: somebody else may have the action
+    ├── RegistrationError           a processor that cannot be registered or loaded
+    ├── ConfigurationError          settings or arguments that make no sense (also ValueError)
+    │   └── MissingExtraError       an optional dependency is not installed
+    ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
+    └── DatabaseError               the database cannot serve us
+        ├── DatabaseUnavailableError
+        ├── SchemaMissingError      the table is not there
+        └── SchemaVersionError      the table was migrated by a newer version of this package
+
+Each message says what, which, got and the remedy. All of them pickle, because Prefect ships errors between processes:
+attributes are kept in ``args`` order by :class:`ClaimDispatchError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _rebuild(cls: type[ClaimDispatchError], message: str, attributes: dict[str, Any]) -> ClaimDispatchError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(attributes)
+    return error
+
+
+class ClaimDispatchError(Exception):
+    """Base of every error of this package; carries its facts as attributes and pickles."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class InvalidActionError(ClaimDispatchError, ValueError):
+    """A draft was refused before any SQL was sent; nothing was written."""
+
+
+class InvalidTypeError(InvalidActionError):
+    """The action type is not text of 1 to 120 printable characters."""
+
+
+class InvalidPayloadError(InvalidActionError):
+    """The payload (or meta) is not a JSON object that SQLite and PostgreSQL store alike."""
+
+
+class InvalidInstantError(InvalidActionError):
+    """``end_at`` or ``delay`` is naive, infinite, negative, out of range, or both were given."""
+
+
+class InvalidKeyError(InvalidActionError):
+    """An idempotency or ordering key is empty, too long or holds a character no database takes."""
+
+
+class InvalidRulesError(InvalidActionError):
+    """The rules are not a JSONLogic expression that compiles."""
+
+
+class DuplicateActionError(ClaimDispatchError):
+    """An action of that type already holds the idempotency key; see ``existing_id``."""
+
+    def __init__(self, type_: str, idempotency_key: str, existing_id: int) -> None:
+        super().__init__(
+            f"action {type_!r} with idempotency key {idempotency_key!r} exists already as #{existing_id}; "
+            "use on_conflict='keep' to accept the existing one"
+        )
+        self.type = type_
+        self.idempotency_key = idempotency_key
+        self.existing_id = existing_id
+
+
+class ActionNotFoundError(ClaimDispatchError):
+    """No action has that id in this table."""
+
+    def __init__(self, action_id: int, table: str) -> None:
+        super().__init__(f"no action #{action_id} in {table}; it may have been pruned")
+        self.action_id = action_id
+        self.table = table
+
+
+class LostLeaseError(ClaimDispatchError):
+    """The claim is not held any more; roll back, and let whoever holds it do the work."""
+
+    def __init__(self, action_id: int, claim_count: int) -> None:
+        super().__init__(
+            f"claim {claim_count} on action #{action_id} is not held any more; roll back what belongs to it"
+        )
+        self.action_id = action_id
+        self.claim_count = claim_count
+
+
+class RegistrationError(ClaimDispatchError):
+    """A processor cannot be registered, or a module of processors cannot be imported."""
+
+
+class ConfigurationError(ClaimDispatchError, ValueError):
+    """A setting or an argument makes no sense; the message names it and says what would."""
+
+
+class MissingExtraError(ConfigurationError):
+    """An optional dependency is missing; the message says what to install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra {extra!r}: pip install 'prefect-claim-dispatch[{extra}]'")
+        self.extra = extra
+
+
+class PrefectUnavailableError(ClaimDispatchError):
+    """The Prefect API can't be reached or refuses us; nothing was claimed."""
+
+
+class DatabaseError(ClaimDispatchError):
+    """The database cannot serve the request; nothing was claimed by it."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """No connection could be made, or it broke."""
+
+
+class SchemaMissingError(DatabaseError):
+    """The action table does not exist where the settings say."""
+
+
+class SchemaVersionError(DatabaseError):
+    """The table was migrated by a newer version of this package; upgrade the package first."""

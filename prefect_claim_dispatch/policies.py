@@ -1,0 +1,155 @@
+"""The whole state machine of an action, as one pure function: outcome in, settlement out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, assert_never
+
+from prefect_claim_dispatch.actions import ActionStatus
+from prefect_claim_dispatch.outcomes import (
+    Cancel,
+    Crashed,
+    Failed,
+    Outcome,
+    Processed,
+    Released,
+    Snooze,
+    Unprocessable,
+    redacted,
+)
+
+KEPT_ERRORS = 5
+
+
+class Claimed(Protocol):
+    """What a verdict looks at: the fence and what earlier attempts came to."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def claim_count(self) -> int: ...
+    @property
+    def fail_count(self) -> int: ...
+    @property
+    def errors(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often an action is attempted and how long it waits in between; durable, in the table.
+
+    The wait doubles from *backoff* up to *backoff_max*. A fifth of it is spread by a jitter that depends on the action and the attempt
+    only, so that the same failure always has the same verdict.
+    """
+
+    max_attempts: int = 5
+    backoff: timedelta = timedelta(seconds=10)
+    backoff_max: timedelta = timedelta(hours=1)
+
+    def delay_after(self, failures: int, seed: str) -> timedelta:
+        """The wait after the *failures*-th failed attempt (1 or more)."""
+        # An exponent of 40 is beyond every cap; 2 ** fail_count of a hostile row would be a memory bomb.
+        doubled = self.backoff.total_seconds() * 2.0 ** min(max(failures, 1) - 1, 40)
+        capped = min(doubled, self.backoff_max.total_seconds())
+        jitter = (zlib.crc32(seed.encode()) % 1_000) / 1_000
+        return timedelta(seconds=capped * (0.9 + 0.2 * jitter))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """The verdict to write on one row, valid only while the fence (`id`, `claim_count`, claimed) holds.
+
+    `delay` moves `end_at` to the database's now plus that much; None leaves it. `errors` is the whole new list, None leaves it.
+    """
+
+    id: int
+    claim_count: int
+    status: ActionStatus
+    fail_count: int
+    delay: timedelta | None = None
+    errors: tuple[Mapping[str, Any], ...] | None = None
+    outcome: Outcome
+
+
+def settlement_for(outcome: Outcome, action: Claimed, policy: RetryPolicy) -> Settlement:
+    """The verdict of *outcome* on *action*. Pure: no clock, no dice, no database.
+
+    ===============  =========================================  ===================
+    outcome          row becomes                                costs an attempt
+    ===============  =========================================  ===================
+    Processed        processed                                  no
+    Failed, Crashed  pending after back-off; dead when used up  yes
+    Unprocessable    dead                                       no
+    Snooze           pending after its delay                    no
+    Cancel           cancelled, reason in errors                no
+    Released         pending, due as before                     no
+    ===============  =========================================  ===================
+    """
+    match outcome:
+        case Processed():
+            return _settlement(outcome, action, ActionStatus.PROCESSED)
+        case Failed():
+            return _after_failure(
+                outcome, action, policy, _error(action, "failed", outcome.error_type, outcome.message)
+            )
+        case Crashed():
+            holder = f"held by {outcome.claimed_by}" if outcome.claimed_by else "holder unknown"
+            message = f"the lease expired before the attempt was settled ({holder})"
+            return _after_failure(outcome, action, policy, _error(action, "crashed", "LeaseExpired", message))
+        case Unprocessable():
+            error = _error(action, "unprocessable", outcome.error_type, outcome.message)
+            return _settlement(outcome, action, ActionStatus.DEAD, errors=_appended(action, error))
+        case Snooze(delay=delay):
+            return _settlement(outcome, action, ActionStatus.PENDING, delay=delay)
+        case Cancel(reason=reason):
+            error = _error(action, "cancelled", "Cancel", reason)
+            return _settlement(outcome, action, ActionStatus.CANCELLED, errors=_appended(action, error))
+        case Released():
+            return _settlement(outcome, action, ActionStatus.PENDING)
+    assert_never(outcome)
+
+
+def _after_failure(outcome: Outcome, action: Claimed, policy: RetryPolicy, error: Mapping[str, Any]) -> Settlement:
+    failures = action.fail_count + 1
+    errors = _appended(action, error)
+    if failures >= policy.max_attempts:
+        return _settlement(outcome, action, ActionStatus.DEAD, fail_count=failures, errors=errors)
+    delay = policy.delay_after(failures, seed=f"{action.id}:{action.claim_count}")
+    return _settlement(outcome, action, ActionStatus.PENDING, fail_count=failures, delay=delay, errors=errors)
+
+
+def _settlement(
+    outcome: Outcome,
+    action: Claimed,
+    status: ActionStatus,
+    *,
+    fail_count: int | None = None,
+    delay: timedelta | None = None,
+    errors: tuple[Mapping[str, Any], ...] | None = None,
+) -> Settlement:
+    return Settlement(
+        id=action.id,
+        claim_count=action.claim_count,
+        status=status,
+        fail_count=action.fail_count if fail_count is None else fail_count,
+        delay=delay,
+        errors=errors,
+        outcome=outcome,
+    )
+
+
+def _error(action: Claimed, kind: str, error_type: str, message: str) -> Mapping[str, Any]:
+    return {
+        "attempt": action.fail_count + 1,
+        "claim_count": action.claim_count,
+        "kind": kind,
+        "type": error_type,
+        "message": redacted(message),
+    }
+
+
+def _appended(action: Claimed, error: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return (*action.errors, error)[-KEPT_ERRORS:]

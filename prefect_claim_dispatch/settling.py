@@ -1,0 +1,78 @@
+"""Settlement: write verdicts, each only while its claim holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, Engine, Table
+
+from prefect_claim_dispatch import databases
+from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.errors import LostLeaseError
+from prefect_claim_dispatch.outcomes import Outcome, Processed
+from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
+from prefect_claim_dispatch.schema import actions_table
+from prefect_claim_dispatch.statements.settle import settle as settle_statement
+
+
+def settle(
+    engine: Engine, table: Table, settlements: Sequence[Settlement], run_ids: Mapping[int, str] | None = None
+) -> set[int]:
+    """Write *settlements* in one transaction, in order of id; returns the ids that were settled.
+
+    Ids that are missing in the answer have lost their lease: somebody else settled or holds them, and nothing was overwritten.
+    """
+    if not settlements:
+        return set()
+    with databases.transaction(engine) as connection:
+        return write_settlements(connection, table, settlements, run_ids)
+
+
+def write_settlements(
+    connection: Connection,
+    table: Table,
+    settlements: Sequence[Settlement],
+    run_ids: Mapping[int, str] | None = None,
+) -> set[int]:
+    """As `settle`, in a transaction of the caller's."""
+    if not settlements:
+        return set()
+    # Always in order of id: two transactions that lock rows in different orders can wait for each other for ever.
+    ordered = sorted(settlements, key=lambda settlement: settlement.id)
+    runs = run_ids or {}
+    dialect = connection.dialect.name
+    parameters = bind_rows(
+        dialect,
+        "settled",
+        {
+            "id": [settlement.id for settlement in ordered],
+            "claim_count": [settlement.claim_count for settlement in ordered],
+            "status": [settlement.status.value for settlement in ordered],
+            "fail_count": [settlement.fail_count for settlement in ordered],
+            "delay_seconds": [
+                None if settlement.delay is None else settlement.delay.total_seconds() for settlement in ordered
+            ],
+            "errors": [None if settlement.errors is None else json.dumps(settlement.errors) for settlement in ordered],
+            "run_id": [runs.get(settlement.id) for settlement in ordered],
+        },
+    )
+    return set(connection.execute(settle_statement(table, dialect), parameters).scalars())
+
+
+def settle_action(connection: Connection, action: Action, outcome: Outcome | None = None) -> None:
+    """Settle *action* in the caller's own transaction, together with what the processor writes there: effects exactly once.
+
+    The claim flow finds the action settled and leaves it. If the transaction is rolled back, the settlement goes with it, so raise
+    afterwards, or return what should happen instead. *outcome* is `Processed` unless given.
+
+    Raises:
+        LostLeaseError: the claim is not held any more; roll the transaction back.
+    """
+    settlement = settlement_for(outcome or Processed(), action, RetryPolicy())
+    table = actions_table(action.table, action.schema)
+    if action.id not in write_settlements(connection, table, [settlement]):
+        raise LostLeaseError(action.id, action.claim_count)
+    if action.lease is not None:
+        action.lease.settled = True

@@ -1,0 +1,26 @@
+"""Rescue: find the claims whose lease expired. Their verdicts are written by the settle statement."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Integer, Select, Table, bindparam, select
+
+from prefect_claim_dispatch.actions import ActionStatus
+from prefect_claim_dispatch.dialects import now, skip_locked
+from prefect_claim_dispatch.schema import status_is
+from prefect_claim_dispatch.statements import NAME
+from prefect_claim_dispatch.statements.rows import action_columns
+
+
+@cache
+def expired(table: Table, dialect: str) -> Select[Any]:
+    """At most `limit` claims whose lease is over by the database's clock, locked, longest over first. By ``ix_*_leases``."""
+    query = (
+        select(*action_columns(table, dialect))
+        .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
+        .order_by(table.c.lease_expires_at, table.c.id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+    return skip_locked(query, dialect).execution_options(**{NAME: "rescue"})
