@@ -1,0 +1,291 @@
+"""Drafts: actions not yet inserted, as immutable values; and the receipt that publishing one gives.
+
+Every setter checks what it is given and returns a new draft, so a draft can be a template that many share. The
+payload, the rules and the metadata are encoded when they are set: changing the object afterwards changes no draft.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, Final, Literal, cast, get_args
+
+from prefect_claim_dispatch import settings
+from prefect_claim_dispatch.actions import MAX_KEY_LENGTH, MAX_TYPE_LENGTH
+from prefect_claim_dispatch.errors import (
+    ConfigurationError,
+    InvalidActionError,
+    InvalidKeyError,
+    InvalidTypeError,
+)
+from prefect_claim_dispatch.moments import AT_ONCE, Eligible, Moment, duration, moment, moment_of
+from prefect_claim_dispatch.payloads import Payload, assemble, encode_meta, encode_payload
+from prefect_claim_dispatch.rules import checked_rules
+
+OnConflict = Literal["keep", "replace", "raise"]
+Gate = Callable[[dict[str, Any]], object]
+
+MAX_PRIORITY: Final = 32_767
+MIN_PRIORITY: Final = -32_768
+_READ_FROM: Final = tuple(f"{settings.PREFIX}{name}" for name in ("TABLE", "SCHEMA", "MAX_PAYLOAD_BYTES"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What became of a publish: the action's id, and whether it is new. *skipped* by a gate, it has no id."""
+
+    id: int | None
+    outcome: Literal["created", "kept", "replaced", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What a draft says so far: checked, and encoded as it will be stored."""
+
+    type: str | None = None
+    payload: str = field(default="{}", repr=False)
+    moment: Moment | Callable[[], Any] = AT_ONCE
+    priority: int = 0
+    idempotency_key: str | None = None
+    on_conflict: OnConflict = "keep"
+    ordering_key: str | None = None
+    rules: str | None = field(default=None, repr=False)
+    meta: str | None = field(default=None, repr=False)
+    gates: tuple[tuple[Gate, bool], ...] = field(default=(), repr=False)
+    table: str | None = None
+
+    def is_wanted(self) -> bool:
+        """Whether every gate lets the payload pass, as it will be stored; what a gate raises passes through."""
+        if not self.gates:
+            return True
+        payload = json.loads(self.payload)
+        return all(bool(gate(payload)) is wanted for gate, wanted in self.gates)
+
+    def resolved_moment(self) -> Moment:
+        """When it is due; a callable is called now."""
+        return self.moment if isinstance(self.moment, Moment) else moment(self.moment())
+
+    def document(self) -> str:
+        """The payload with rules and meta in it, as the table will hold it."""
+        if self.rules is None and self.meta is None:
+            return self.payload
+        return assemble(self.payload, rules=self.rules, meta=self.meta, max_bytes=configured().max_payload_bytes)
+
+
+Committer = Callable[[Intent], Receipt]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An action not yet inserted. Each setter returns a new draft; `commit` publishes it where its publisher does.
+
+    A draft of no publisher, ``Draft().type("email.welcome")``, is for `publish_many`.
+    """
+
+    intent: Intent = Intent()
+    committer: Committer | None = field(default=None, repr=False, compare=False)
+
+    def type(self, name: str) -> Draft:
+        """The routing key, dotted: ``email.welcome``."""
+        return self._with(type=checked_type(name))
+
+    def payload(self, payload: Payload) -> Draft:
+        """What the processor will get: a mapping, a pydantic model or a dataclass instance."""
+        return self._with(payload=encode_payload(payload, max_bytes=configured().max_payload_bytes))
+
+    def eligible_at(self, when: Eligible) -> Draft:
+        """Not before *when*: an aware datetime, ISO text with an offset, a timedelta, or a callable asked at commit.
+
+        Replaces what `after` set, as `after` replaces this.
+        """
+        return self._with(moment=moment_of(when, None))
+
+    def after(
+        self,
+        delay: timedelta | None = None,
+        /,
+        *,
+        weeks: float = 0,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+        milliseconds: float = 0,
+    ) -> Draft:
+        """Not before this much time has passed on the database's clock, from its insertion on."""
+        parts = {"weeks": weeks, "days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
+        return self._with(moment=Moment(delay=duration(delay, **parts, milliseconds=milliseconds)))
+
+    def idempotency(self, key: str) -> Draft:
+        """Exactly one action per type and *key*, for as long as its row is kept."""
+        return self._with(idempotency_key=checked_key("idempotency_key", key))
+
+    def on_conflict(self, policy: OnConflict) -> Draft:
+        """What to do when the key exists: ``keep`` that action, ``replace`` it while it is pending, or ``raise``."""
+        return self._with(on_conflict=checked_policy(policy))
+
+    def rules(self, rules: Mapping[str, Any]) -> Draft:
+        """A JSONLogic operation that must be true at dispatch; otherwise the action is cancelled."""
+        return self._with(rules=checked_rules(rules).text)
+
+    def meta(self, meta: Mapping[str, Any] | None = None, /, **more: Any) -> Draft:
+        """Facts about the action beside its payload; replaces what was set before."""
+        return self._with(meta=_encoded_meta({**(meta or {}), **more}))
+
+    def when(self, gate: Gate) -> Draft:
+        """Publish only if *gate* of the payload is true; gates add up."""
+        return self._gated(gate, wanted=True)
+
+    def skip_if(self, gate: Gate) -> Draft:
+        """Do not publish if *gate* of the payload is true; gates add up."""
+        return self._gated(gate, wanted=False)
+
+    def priority(self, priority: int) -> Draft:
+        """Higher first among due actions; a smallint."""
+        return self._with(priority=checked_priority(priority))
+
+    def ordering_key(self, key: str) -> Draft:
+        """Actions that share *key* run one at a time, in the order of their insertion."""
+        return self._with(ordering_key=checked_key("ordering_key", key))
+
+    def table(self, name: str) -> Draft:
+        """The action table to insert into, ``schema.table`` included."""
+        return self._with(table=name)
+
+    def commit(self) -> Receipt:
+        """Publish it where the publisher it came from does: in the caller's transaction, or in one of its own.
+
+        Raises:
+            ConfigurationError: it came from no publisher.
+        """
+        if self.committer is None:
+            msg = "this draft came from no publisher; start with publisher.draft(...), or pass it to publish_many"
+            raise ConfigurationError(msg)
+        return self.committer(self.intent)
+
+    def _with(self, **changes: Any) -> Draft:
+        return replace(self, intent=replace(self.intent, **changes))
+
+    def _gated(self, gate: Gate, *, wanted: bool) -> Draft:
+        if not callable(gate):
+            name, kind = ("when" if wanted else "skip_if"), gate.__class__.__name__
+            msg = f"{name} takes a callable of the payload, got {kind}; write {name}(lambda payload: ...)"
+            raise InvalidActionError(msg)
+        return self._with(gates=(*self.intent.gates, (gate, wanted)))
+
+
+def intent_of(
+    type: str,  # noqa: A002 - the column's name
+    payload: Payload,
+    *,
+    end_at: Eligible | None,
+    delay: timedelta | None,
+    priority: int,
+    idempotency_key: str | None,
+    on_conflict: OnConflict,
+    ordering_key: str | None,
+    rules: Mapping[str, Any] | None,
+    meta: Payload | None,
+    table: str | None,
+) -> Intent:
+    """All that `publish` was given, checked and encoded.
+
+    Raises:
+        InvalidActionError: one of its kinds, for whatever may not reach the table.
+    """
+    return Intent(
+        type=checked_type(type),
+        payload=encode_payload(payload, max_bytes=configured().max_payload_bytes),
+        moment=moment_of(end_at, delay),
+        priority=checked_priority(priority),
+        idempotency_key=None if idempotency_key is None else checked_key("idempotency_key", idempotency_key),
+        on_conflict=checked_policy(on_conflict),
+        ordering_key=None if ordering_key is None else checked_key("ordering_key", ordering_key),
+        rules=None if rules is None else checked_rules(rules).text,
+        meta=_encoded_meta(meta),
+        table=table,
+    )
+
+
+def checked_type(name: Any) -> str:
+    """*name*, if it can be a routing key.
+
+    Raises:
+        InvalidTypeError: no text, empty, longer than 120 characters, or with characters that can't be printed.
+    """
+    if not isinstance(name, str):
+        msg = f"type must be text, got {name.__class__.__name__}; write 'email.welcome'"
+        raise InvalidTypeError(msg)
+    if not 1 <= len(name) <= MAX_TYPE_LENGTH:
+        msg = f"type must have 1 to {MAX_TYPE_LENGTH} characters, got {len(name)}"
+        raise InvalidTypeError(msg)
+    if not name.isprintable() or name != name.strip():
+        msg = f"type {name!a} has control characters, separators, or spaces around it; remove them"
+        raise InvalidTypeError(msg)
+    return str(name)
+
+
+def checked_key(what: str, key: Any) -> str:
+    """*key*, if both databases can store and index it.
+
+    Bytes need no check: 255 characters are at most 1,020 of them, and an index entry takes 2,704.
+
+    Raises:
+        InvalidKeyError: no text, empty, too long, or with a NUL or lone surrogate.
+    """
+    if not isinstance(key, str):
+        msg = f"{what} must be text, got {key.__class__.__name__}; write str(...)"
+        raise InvalidKeyError(msg)
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        msg = f"{what} must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}; use a hash of what is longer"
+        raise InvalidKeyError(msg)
+    if "\x00" in key or any("\ud800" <= character <= "\udfff" for character in key):
+        msg = f"{what} has a NUL or a lone surrogate, which no database stores; remove it"
+        raise InvalidKeyError(msg)
+    return str(key)
+
+
+def checked_priority(priority: Any) -> int:
+    """*priority*, if it is a smallint.
+
+    Raises:
+        InvalidActionError: it is not, or it is a bool.
+    """
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        msg = f"priority must be an integer, got {priority.__class__.__name__}"
+        raise InvalidActionError(msg)
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        msg = f"priority must be from {MIN_PRIORITY} to {MAX_PRIORITY}; higher is sooner"
+        raise InvalidActionError(msg)
+    return int(priority)
+
+
+def checked_policy(policy: Any) -> OnConflict:
+    """*policy*, if it is one.
+
+    Raises:
+        InvalidActionError: it is none of ``keep``, ``replace``, ``raise``.
+    """
+    if policy not in get_args(OnConflict):
+        msg = f"on_conflict must be 'keep', 'replace' or 'raise', got {ascii(policy)[:60]}"
+        raise InvalidActionError(msg)
+    return cast("OnConflict", policy)
+
+
+def configured() -> settings.Settings:
+    """The settings, read again only when the environment says something else: reading takes longer than an insert."""
+    return _configured(tuple(os.environ.get(name) for name in _READ_FROM))
+
+
+@lru_cache(maxsize=16)
+def _configured(_environment: tuple[str | None, ...]) -> settings.Settings:
+    return settings.load()
+
+
+def _encoded_meta(meta: Payload | None) -> str | None:
+    text = None if meta is None else encode_meta(meta, max_bytes=configured().max_payload_bytes)
+    return None if text == "{}" else text

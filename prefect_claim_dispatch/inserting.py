@@ -1,0 +1,136 @@
+"""Inserting: rows that were checked, as few statements; and what becomes of those whose idempotency keys are taken.
+
+The unique index decides. An insert that it refuses inserts nothing and breaks no transaction; then the action that
+holds the key is looked up, or rewritten. Between the two it may be pruned: so the insert is tried again, a bounded
+number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table
+
+from prefect_claim_dispatch.dialects import SUPPORTED, Instant, bind_rows
+from prefect_claim_dispatch.drafts import OnConflict, Receipt
+from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
+from prefect_claim_dispatch.statements import publish as statements
+
+# More often than this, an action that vanishes between "it exists" and "where is it" is no race.
+ROUNDS: Final = 10
+
+Key = tuple[str, str]
+Receipts = dict[int, Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One action as the statements bind it, where it goes, and what to do when its key is taken."""
+
+    table: Table
+    values: dict[str, Any]
+    on_conflict: OnConflict
+
+    @property
+    def key(self) -> Key | None:
+        """What is unique about it, or None."""
+        key = self.values["idempotency_key"]
+        return None if key is None else (self.values["type"], key)
+
+
+def insert(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
+    """Insert *rows*, all of one table, and say what became of each, in their order. Does not commit.
+
+    A key that comes twice is inserted once; what follows is a conflict with it.
+
+    Raises:
+        DuplicateActionError: a key is taken, and its row says ``raise``.
+        ConfigurationError: the connection is to a database that is not supported.
+    """
+    dialect = connection.dialect.name
+    if dialect not in SUPPORTED:
+        msg = f"database {dialect!r} is not supported; use PostgreSQL or SQLite"
+        raise ConfigurationError(msg)
+    receipts: Receipts = {}
+    open_rows = dict(enumerate(rows))
+    for _ in range(ROUNDS):
+        for attempt in (_insert_new, _resolve_conflicts):
+            receipts |= attempt(connection, open_rows)
+            open_rows = {position: row for position, row in open_rows.items() if position not in receipts}
+            if not open_rows:
+                return [receipts[position] for position in range(len(rows))]
+    msg = f"{len(open_rows)} keys were taken and free again {ROUNDS} times over; publish again"
+    raise DatabaseError(msg)
+
+
+def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:
+    """Receipts for those whose keys were free."""
+    table = next(iter(rows.values())).table
+    dialect = connection.dialect.name
+    if len(rows) == 1:
+        [(position, row)] = rows.items()
+        created = connection.execute(statements.insert_one(table, dialect), row.values).scalar_one_or_none()
+        return {} if created is None else {position: Receipt(id=created, outcome="created")}
+    firsts: dict[Any, int] = {}
+    for position, row in rows.items():
+        firsts.setdefault(position if row.key is None else row.key, position)
+    statement = statements.insert_many(table, dialect)
+    new = connection.execute(statement, _draft_rows(connection, [rows[first] for first in firsts.values()])).all()
+    # Rows without a key are never refused, and ids rise in the order of insertion: so sorted ids are theirs, in order.
+    unkeyed = [position for position in firsts.values() if rows[position].key is None]
+    ids = sorted(row.id for row in new if row.idempotency_key is None)
+    created = dict(zip(unkeyed, ids, strict=True))
+    created |= {firsts[row.type, row.idempotency_key]: row.id for row in new if row.idempotency_key is not None}
+    return {position: Receipt(id=id_, outcome="created") for position, id_ in created.items()}
+
+
+def _resolve_conflicts(connection: Connection, rows: dict[int, Row]) -> Receipts:
+    """Receipts for those whose keys are taken, still or by a row before them."""
+    table = next(iter(rows.values())).table
+    replaced = _replace(connection, table, [row for row in rows.values() if row.on_conflict == "replace"])
+    receipts: Receipts = {
+        position: Receipt(id=replaced[row.key], outcome="replaced")
+        for position, row in rows.items()
+        if row.on_conflict == "replace" and row.key in replaced
+    }
+    rest = {position: row for position, row in rows.items() if position not in receipts}
+    held = _existing(connection, table, {row.key for row in rest.values() if row.key is not None})
+    for position, row in rest.items():
+        if row.key is None or row.key not in held:
+            continue
+        if row.on_conflict == "raise":
+            raise DuplicateActionError(*row.key, held[row.key])
+        receipts[position] = Receipt(id=held[row.key], outcome="kept")
+    return receipts
+
+
+def _replace(connection: Connection, table: Table, rows: Sequence[Row]) -> dict[Key | None, int]:
+    """The ids of the actions that were rewritten, by key; of several rows with one key the last is written."""
+    if not rows:
+        return {}
+    last = {row.key: row for row in rows}
+    statement = statements.replace_pending(table, connection.dialect.name)
+    return _by_key(connection.execute(statement, _draft_rows(connection, list(last.values()))))
+
+
+def _existing(connection: Connection, table: Table, keys: set[Key]) -> dict[Key | None, int]:
+    if not keys:
+        return {}
+    dialect = connection.dialect.name
+    types, idempotency_keys = (list(column) for column in zip(*keys, strict=True))
+    bound = bind_rows(dialect, "key", {"type": types, "idempotency_key": idempotency_keys})
+    return _by_key(connection.execute(statements.existing(table, dialect), bound))
+
+
+def _by_key(found: Iterable[Any]) -> dict[Key | None, int]:
+    return {(row.type, row.idempotency_key): row.id for row in found if row.id is not None}
+
+
+def _draft_rows(connection: Connection, rows: Sequence[Row]) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"position": list(range(len(rows)))}
+    columns |= {name: [row.values[name] for row in rows] for name in rows[0].values}
+    instant = Instant()
+    columns["end_at"] = [instant.process_bind_param(end_at, connection.dialect) for end_at in columns["end_at"]]
+    return bind_rows(connection.dialect.name, "draft", columns)

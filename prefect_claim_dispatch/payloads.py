@@ -1,0 +1,126 @@
+"""Payloads as JSON text that SQLite and PostgreSQL hold alike, and that reads back equal; or a refusal, before any SQL.
+
+How Python values are written:
+
+==========================================  ============================================================
+``str int float bool None list tuple``      as JSON has them
+``Mapping``, dataclass, TypedDict           object; keys must be text
+pydantic model or dataclass                 as its own JSON mode says, by alias, without computed fields
+``datetime``, ``date``, ``time``            ISO 8601 text; UTC as ``Z``, a naive one without an offset
+``timedelta``                               ISO 8601 duration: ``PT5M``
+``UUID``, ``Decimal``                       text, so that no digit is lost
+``Enum``                                    its value
+``bytes``, sets, secrets, everything else   refused, with advice
+==========================================  ============================================================
+
+Refused too: NaN and infinities, NUL and lone surrogates in text or keys (`jsonb` takes neither), integers of more than
+`MAX_INTEGER_DIGITS`, more than `MAX_DEPTH` levels, more bytes than allowed, values that contain themselves, and the
+reserved keys. A refusal says where, by a JSON path. It never shows a value: more people see errors than payloads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Final, Protocol, cast
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES
+from prefect_claim_dispatch.encoding import (
+    MAX_DEPTH,
+    MAX_INTEGER_DIGITS,
+    Limits,
+    Writer,
+    encode,
+    too_large,
+)
+from prefect_claim_dispatch.errors import InvalidPayloadError
+
+__all__ = ["MAX_DEPTH", "MAX_INTEGER_DIGITS", "Payload", "assemble", "encode_meta", "encode_payload"]
+
+_MASK: Final = '"**********"'
+_RESERVED_REMEDY: Final = {RESERVED_RULES: "pass rules=...", RESERVED_META: "pass meta=..."}
+
+
+class DataclassInstance(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Payload = Mapping[str, Any] | BaseModel | DataclassInstance
+
+
+def encode_payload(payload: Payload, *, max_bytes: int) -> str:
+    """*payload* as the text of a JSON object.
+
+    Raises:
+        InvalidPayloadError: it is no object that both databases hold, or is larger than *max_bytes* in UTF-8.
+    """
+    return _encode_object(payload, _limits("payload", max_bytes, MAX_DEPTH))
+
+
+def encode_meta(meta: Payload, *, max_bytes: int) -> str:
+    """*meta* as the text of a JSON object, which will stand one level down in the payload.
+
+    Raises:
+        InvalidPayloadError: as `encode_payload`.
+    """
+    return _encode_object(meta, _limits("meta", max_bytes, MAX_DEPTH - 1))
+
+
+def assemble(payload: str, *, rules: str | None, meta: str | None, max_bytes: int) -> str:
+    """The document that is stored: the encoded *payload* with rules and meta under their reserved keys.
+
+    Raises:
+        InvalidPayloadError: the whole is larger than *max_bytes*.
+    """
+    extras = ((RESERVED_RULES, rules), (RESERVED_META, meta))
+    members = [payload[1:-1], *(f'"{key}":{text}' for key, text in extras if text is not None)]
+    document = "{" + ",".join(member for member in members if member) + "}"
+    # Bytes are at least as many as characters, so only in between must they be counted.
+    if len(document) * 4 > max_bytes and len(document.encode()) > max_bytes:
+        raise InvalidPayloadError(too_large("payload with rules and meta", max_bytes))
+    return document
+
+
+@cache
+def _limits(what: str, max_bytes: int, max_depth: int) -> Limits:
+    return Limits(what=what, max_bytes=max_bytes, max_depth=max_depth)
+
+
+def _encode_object(value: object, limits: Limits) -> str:
+    members: Any = Writer(limits).shallow(value)
+    if not isinstance(members, Mapping):
+        kind = type(value).__name__
+        msg = (
+            f"{limits.what} must be a JSON object, got {kind}; pass a mapping, a pydantic model or a dataclass instance"
+        )
+        raise limits.error(msg)
+    for key, remedy in _RESERVED_REMEDY.items():
+        if key in cast("Mapping[Any, Any]", members):
+            msg = f"{limits.what} has the reserved key {key!r}; {remedy} instead"
+            raise limits.error(msg)
+    text = encode(cast("Mapping[Any, Any]", members), limits)
+    if _MASK in text and _holds_secret(value):
+        msg = (
+            f"{limits.what} holds a pydantic secret, which would be stored as asterisks; pass a reference to it instead"
+        )
+        raise limits.error(msg)
+    return text
+
+
+def _holds_secret(value: Any) -> bool:
+    match value:
+        case SecretStr() | SecretBytes():
+            return True
+        case BaseModel():
+            return _holds_secret(dict(value))
+        case Mapping():
+            return any(_holds_secret(item) for item in cast("Mapping[Any, Any]", value).values())
+        case list() | tuple() | set() | frozenset():
+            return any(_holds_secret(item) for item in cast("Iterable[Any]", value))
+        case _:
+            return is_dataclass(value) and any(_holds_secret(getattr(value, item.name)) for item in fields(value))

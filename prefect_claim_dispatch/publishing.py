@@ -1,0 +1,220 @@
+"""Publishing: actions into the table, in the caller's transaction or in one of its own.
+
+An action is in the table exactly when the transaction around it commits. What can be refused is refused before any
+SQL. That a key is held already is decided by the unique index alone, so twenty publishers of one key make one action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table
+
+from prefect_claim_dispatch import databases
+from prefect_claim_dispatch.databases import Bind
+from prefect_claim_dispatch.drafts import Draft, Gate, Intent, OnConflict, Receipt, configured, intent_of
+from prefect_claim_dispatch.errors import InvalidActionError, InvalidKeyError, InvalidTypeError
+from prefect_claim_dispatch.inserting import Row, insert
+from prefect_claim_dispatch.moments import Eligible
+from prefect_claim_dispatch.payloads import Payload
+from prefect_claim_dispatch.statements import publish as statements
+
+CHUNK_ROWS: Final = 1_000
+CHUNK_CHARACTERS: Final = 8 * 1024 * 1024
+EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+
+_SKIPPED: Final = Receipt(id=None, outcome="skipped")
+
+
+def publish(
+    bind: Bind,
+    type: str,  # noqa: A002 - the column's name
+    payload: Payload = EMPTY,
+    /,
+    *,
+    end_at: Eligible | None = None,
+    delay: timedelta | None = None,
+    priority: int = 0,
+    idempotency_key: str | None = None,
+    on_conflict: OnConflict = "keep",
+    ordering_key: str | None = None,
+    rules: Mapping[str, Any] | None = None,
+    meta: Payload | None = None,
+    table: str | None = None,
+) -> Receipt:
+    """Insert one pending action; due at *end_at*, or *delay* from now on the database's clock, or at once.
+
+    A `Connection` or `Session` is joined and never committed; an engine, a URL or None (settings) gets a transaction
+    of its own. `await async_session.run_sync(publish, "email.welcome", {...})` works as it is. On PostgreSQL the
+    database's now is the instant at which the transaction began.
+
+    Raises:
+        InvalidActionError: something may not reach the table; nothing was sent to the database.
+        DuplicateActionError: *on_conflict* is ``raise`` and the key exists; the caller's transaction is still usable.
+        DatabaseError: the transaction of our own failed. In the caller's, the driver's error passes unchanged.
+    """
+    return _publish(
+        bind,
+        intent_of(
+            type,
+            payload,
+            end_at=end_at,
+            delay=delay,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            on_conflict=on_conflict,
+            ordering_key=ordering_key,
+            rules=rules,
+            meta=meta,
+            table=table,
+        ),
+    )
+
+
+def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
+    """Insert the actions of *drafts* in one transaction, or none of them; receipts in the order given.
+
+    *drafts* is consumed lazily, about a thousand at a time. A draft whose key comes twice is inserted once, and then
+    treated as its `on_conflict` says. In a transaction of the caller's, all is done under a savepoint: when it raises,
+    nothing of it stays, and the transaction is still usable.
+
+    Raises:
+        InvalidActionError: a draft may not reach the table.
+        DuplicateActionError: as `publish`.
+        DatabaseError: as `publish`.
+    """
+    receipts: list[Receipt] = []
+    with ExitStack() as stack:
+        connection: Connection | None = None
+        for chunk in _chunks(_row_or_none(_draft_intent(draft)) for draft in drafts):
+            table = next((row.table for row in chunk if row is not None), None)
+            if connection is None and table is not None:
+                connection = _joined_atomically(stack, bind, table)
+            receipts += [_SKIPPED] * len(chunk) if connection is None else _insert_chunk(connection, chunk)
+    return receipts
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Publishes to one place: *bind* as for `publish`, and a *table* of one's own, None for the settings'."""
+
+    bind: Bind = None
+    table: str | None = None
+
+    def draft(self, type: str | None = None, /) -> Draft:  # noqa: A002 - the column's name
+        """A draft that `commit` publishes here."""
+        draft = Draft(intent=Intent(table=self.table), committer=self._commit)
+        return draft if type is None else draft.type(type)
+
+    def publish(self, build: Callable[[Draft], Draft], /) -> Receipt:
+        """Publish what *build* makes of an empty draft: ``lambda draft: draft.type(...).payload(...)``."""
+        return self._commit(_draft_intent(build(self.draft())))
+
+    def quick(
+        self,
+        type: str,  # noqa: A002 - the column's name
+        end_at: Eligible | None = None,
+        payload: Payload = EMPTY,
+        *,
+        idempotency: str | None = None,
+        rules: Mapping[str, Any] | None = None,
+        meta: Payload | None = None,
+        when: Gate | None = None,
+        skip_if: Gate | None = None,
+        table: str | None = None,
+    ) -> Receipt:
+        """Publish in one call; as `publish`, with gates."""
+        intent = intent_of(
+            type,
+            payload,
+            end_at=end_at,
+            delay=None,
+            priority=0,
+            idempotency_key=idempotency,
+            on_conflict="keep",
+            ordering_key=None,
+            rules=rules,
+            meta=meta,
+            table=table or self.table,
+        )
+        draft = Draft(intent=intent, committer=self._commit)
+        draft = draft if when is None else draft.when(when)
+        return (draft if skip_if is None else draft.skip_if(skip_if)).commit()
+
+    def _commit(self, intent: Intent) -> Receipt:
+        return _publish(self.bind, intent)
+
+
+def _publish(bind: Bind, intent: Intent) -> Receipt:
+    row = _row_or_none(intent)
+    if row is None:
+        return _SKIPPED
+    with databases.transaction(bind) as connection:
+        return insert(connection, [row])[0]
+
+
+def _draft_intent(draft: Any) -> Intent:
+    if not isinstance(draft, Draft):
+        msg = f"expected a Draft, got {draft.__class__.__name__}; return the draft itself, without commit()"
+        raise InvalidActionError(msg)
+    return draft.intent
+
+
+def _row_or_none(intent: Intent) -> Row | None:
+    """The row that *intent* makes; None when a gate says no."""
+    if intent.type is None:
+        msg = "the draft has no type; call .type('email.welcome')"
+        raise InvalidTypeError(msg)
+    if intent.on_conflict != "keep" and intent.idempotency_key is None:
+        msg = f"on_conflict={intent.on_conflict!r} needs an idempotency key to conflict with; set one"
+        raise InvalidKeyError(msg)
+    if not intent.is_wanted():
+        return None
+    moment = intent.resolved_moment()
+    values = {
+        "type": intent.type,
+        "payload": intent.document(),
+        "end_at": moment.end_at,
+        "delay_seconds": moment.delay_seconds,
+        "priority": intent.priority,
+        "idempotency_key": intent.idempotency_key,
+        "ordering_key": intent.ordering_key,
+    }
+    return Row(databases.table_named(intent.table, configured()), values, intent.on_conflict)
+
+
+def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:
+    """*rows* in lists that are bounded by number and by size: both databases limit what one statement may carry."""
+    chunk: list[Row | None] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row.values["payload"]) if row is not None else 0
+        if len(chunk) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _joined_atomically(stack: ExitStack, bind: Bind, table: Table) -> Connection:
+    connection = stack.enter_context(databases.transaction(bind))
+    if not (bind is None or isinstance(bind, Engine | str)):
+        connection.execute(statements.nothing(table))
+        stack.enter_context(connection.begin_nested())
+    return connection
+
+
+def _insert_chunk(connection: Connection, chunk: Sequence[Row | None]) -> list[Receipt]:
+    receipts = [_SKIPPED] * len(chunk)
+    for table in dict.fromkeys(row.table for row in chunk if row is not None):
+        positions = [position for position, row in enumerate(chunk) if row is not None and row.table is table]
+        rows = [row for row in chunk if row is not None and row.table is table]
+        for position, receipt in zip(positions, insert(connection, rows), strict=True):
+            receipts[position] = receipt
+    return receipts
