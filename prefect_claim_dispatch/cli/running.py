@@ -1,0 +1,98 @@
+"""``claim-dispatch run`` and ``demo``: the claim flow, here and now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from cyclopts import App
+
+from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant
+from prefect_claim_dispatch.cli.output import print_json, print_table, say
+from prefect_claim_dispatch.errors import MissingExtraError
+from prefect_claim_dispatch.reports import DispatchReport
+
+NOW = timedelta(0)
+VERDICTS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
+
+
+def register(app: App) -> None:
+    """Add the commands of this module to *app*."""
+    app.command(run)
+    app.command(demo)
+
+
+def run(
+    *,
+    processors: tuple[str, ...] | None = None,
+    limit: int | None = None,
+    until: Instant | None = None,
+    lease: Duration | None = None,
+    stay: Duration = NOW,
+    common: Common | None = None,
+) -> None:
+    """Run one claim flow and print its report. Failed actions are in the report, not in the exit code.
+
+    Args:
+        processors: A module whose processors to register; may be given more than once.
+        limit: Most actions that one claim takes.
+        until: Claim only what is due by this instant: 2026-01-31T12:00:00Z.
+        lease: How long a claim lasts unless renewed: 5m.
+        stay: How long to wait for the next due action when nothing is due: 30s.
+        common: Database, table, and how to answer.
+    """
+    common = common or Common()
+    # A console script does not look for modules where the user stands; `python -m` does.
+    sys.path.insert(0, str(Path.cwd()))
+    with _needs_prefect("claim-dispatch run"):
+        from prefect_claim_dispatch.flow import run_claim_flow
+    report = run_claim_flow(
+        processors=processors or None,
+        limit=limit,
+        until=until,
+        lease=lease,
+        stay=stay,
+        database_url=common.database_url,
+        table=common.table,
+    )
+    if common.json:
+        print_json(report.as_dict())
+    else:
+        _print_report(report)
+
+
+def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = False) -> int:
+    """Run the whole thing on an embedded default: something worth looking at.
+
+    Args:
+        directory: Where its database, logs and Prefect home go; a new temporary one if not given.
+        keep: Leave the Prefect server running until Enter is pressed.
+        debug: Show the traceback of an error.
+    """
+    del debug  # `cli.run` looks at it
+    with _needs_prefect("claim-dispatch demo"):
+        from prefect_claim_dispatch.demo.run import main
+    return main(directory=directory, keep=keep)
+
+
+@contextmanager
+def _needs_prefect(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "prefect":
+            raise
+        raise MissingExtraError(what, "prefect") from error
+
+
+def _print_report(report: DispatchReport) -> None:
+    rows = [
+        (type_, *(verdicts.get(verdict, 0) for verdict in VERDICTS))
+        for type_, verdicts in sorted(report.by_type.items())
+    ]
+    if rows:
+        print_table("", ("type", *VERDICTS), rows, right=",".join(VERDICTS))
+    say(report.summary())
