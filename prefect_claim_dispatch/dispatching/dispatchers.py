@@ -1,0 +1,109 @@
+"""How work is handed to Prefect: as a task run or as a subflow run. A new mode is one more class here that passes the contract test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from prefect import Flow
+from prefect.futures import PrefectFuture
+from prefect.states import State
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from prefect_claim_dispatch.dispatching.runs import Desk
+from prefect_claim_dispatch.dispatching.work import ActionReference, Work
+
+OnDone = Callable[[Work, str], None]
+
+
+class Dispatcher(Protocol):
+    """Starts work and tells when its run is over. `submit` does not wait; `on_done` is called once for each, from any thread."""
+
+    def submit(self, work: Work, on_done: OnDone) -> None:
+        """Start a run for *work*; *on_done* gets it back with the name of the run's final state."""
+        ...
+
+
+class TaskDispatcher:
+    """Each action is a task run of the claim flow."""
+
+    def __init__(self, desk: Desk, runner: TaskRunner[Any]) -> None:
+        self._desk = desk
+        self._runner = runner
+
+    def submit(self, work: Work, on_done: OnDone) -> None:
+        """Submit the processor's task to the task runner."""
+        task = self._desk.task_for(work.processor)
+        future: PrefectFuture[Any] = self._runner.submit(task, {"action": self._desk.take(work)})
+        future.add_done_callback(lambda done: on_done(work, _ended(done)))
+
+
+class FlowDispatcher:
+    """Each action is a subflow run of the claim flow, in a thread of its own. Costs the server ten times a task run."""
+
+    def __init__(self, desk: Desk, executor: ThreadPoolExecutor) -> None:
+        self._desk = desk
+        self._executor = executor
+
+    def submit(self, work: Work, on_done: OnDone) -> None:
+        """Run the processor's flow as a child of the current flow run."""
+        flow = self._desk.flow_for(work.processor)
+        context = contextvars.copy_context()
+        future: Future[State[Any]] = self._executor.submit(context.run, _run_flow, flow, self._desk.take(work))
+        future.add_done_callback(lambda done: on_done(work, _flow_ended(done)))
+
+
+class RoutingDispatcher:
+    """Chooses the mode by the processor, and owns what the modes run on."""
+
+    def __init__(self, concurrency: int, runner: TaskRunner[Any] | None = None) -> None:
+        # Our own runner: tasks that submit tasks to the runner that they themselves occupy would wait for ever.
+        self._runner = runner or ThreadPoolTaskRunner(max_workers=concurrency)
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="claim-dispatch-subflow")
+        desk = Desk()
+        self._is_abandoned = False
+        self._tasks = TaskDispatcher(desk, self._runner)
+        self._flows = FlowDispatcher(desk, self._executor)
+
+    def __enter__(self) -> Self:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if not self._is_abandoned:
+            self._runner.__exit__(kind, error, trace)
+
+    def abandon(self) -> None:
+        """Don't wait at the end for work that outlasted its grace period: it is left to its leases."""
+        self._is_abandoned = True
+
+    def submit(self, work: Work, on_done: OnDone) -> None:
+        """Start *work* in its processor's mode."""
+        mode = self._flows if work.processor.is_flow else self._tasks
+        mode.submit(work, on_done)
+
+
+def _run_flow(flow: Flow[..., Any], reference: ActionReference) -> State[Any]:
+    state = flow(action=reference, return_state=True)
+    return asyncio.run(state) if asyncio.iscoroutine(state) else state  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _flow_ended(future: Future[State[Any]]) -> str:
+    error = future.exception()
+    return type(error).__name__ if error is not None else future.result().name or "without a name"
+
+
+def _ended(future: PrefectFuture[Any]) -> str:
+    try:
+        # The run is over, so this takes the state that is at hand; `state` of a running future would be an API call.
+        future.wait()
+        return future.state.name or "without a name"
+    except BaseException as error:  # noqa: BLE001 - a base exception in a child must not end the thread that settles it
+        return type(error).__name__

@@ -1,0 +1,85 @@
+"""The guard: decode, validate, and ask the rules again, for one row; whatever is wrong with it harms only itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefect_claim_dispatch import rules
+from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Unprocessable, redacted
+from prefect_claim_dispatch.policies import RetryPolicy
+from prefect_claim_dispatch.processors import Processor
+
+MAX_PROBLEMS = 5
+
+
+def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[Action, dict[str, Any]] | Outcome:
+    """The action and its processor's arguments, ready to be dispatched; or the outcome that ends it here, without a run."""
+    if raw.fail_count >= policy.max_attempts:
+        attempts = f"{raw.fail_count} attempts of {policy.max_attempts} are used up"
+        return Unprocessable(error_type="AttemptsUsedUp", message=attempts)
+    try:
+        action = raw.action()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Unprocessable(error_type="UndecodablePayload", message=_why(error))
+    verdict = _ask_rules(action, processor)
+    if verdict is not None:
+        return verdict
+    try:
+        return action, processor.arguments(action)
+    except ValidationError as error:
+        return Unprocessable(error_type="InvalidPayload", message=_problems(error))
+    except Exception as error:  # noqa: BLE001 - a validator is the author's code and may raise anything
+        return Unprocessable(error_type="InvalidPayload", message=f"validation raised {type(error).__name__}")
+
+
+def _ask_rules(action: Action, processor: Processor) -> Outcome | None:
+    if action.rules is None:
+        return None
+    try:
+        compiled = rules.compile_rules(action.rules)
+    except Exception as error:  # noqa: BLE001 - rules written behind our back may break the engine in any way
+        return Unprocessable(error_type="InvalidRules", message=_why(error))
+    try:
+        facts = dict(processor.facts(action)) if processor.facts is not None else {}
+    except Exception as error:  # noqa: BLE001 - the present state can't be asked now; it may be tomorrow
+        return Failed.from_exception(error)
+    try:
+        is_wanted = rules.evaluate(compiled, _context(action, facts))
+    except Exception as error:  # noqa: BLE001
+        return Unprocessable(error_type="RulesFailed", message=_why(error))
+    if is_wanted:
+        return None
+    return processor.on_rules_false or Cancel("the rules are false")
+
+
+def _context(action: Action, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "payload": dict(action.payload),
+        "meta": dict(action.meta),
+        "action": {
+            "id": action.id,
+            "type": action.type,
+            "attempt": action.attempt,
+            "end_at": action.end_at.isoformat(),
+            "created_at": action.created_at.isoformat(),
+        },
+        "now": datetime.now(UTC).isoformat(),
+        "facts": facts,
+    }
+
+
+def _why(error: BaseException) -> str:
+    return redacted(f"{type(error).__name__}: {error}", 300)
+
+
+def _problems(error: ValidationError) -> str:
+    """Where the payload does not fit and why; its values are left out, since errors are shown to more people than payloads."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}" for problem in problems]
+    more = f" (and {len(told) - MAX_PROBLEMS} more)" if len(told) > MAX_PROBLEMS else ""
+    return "; ".join(told[:MAX_PROBLEMS]) + more

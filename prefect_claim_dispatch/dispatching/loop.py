@@ -1,0 +1,265 @@
+"""The loop of a claim flow: survey, rescue, claim, guard, dispatch, and again until nothing is due."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Engine, Table
+
+from prefect_claim_dispatch import claiming, rescuing
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
+from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
+from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.work import Work
+from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.outcomes import Outcome, Released
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.processors import Registry
+from prefect_claim_dispatch.reports import Tally
+
+logger = logging.getLogger(__name__)
+
+CONTENDED_PAUSE = 0.05
+CONTENDED_ROUNDS = 20
+POLL = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopOptions:
+    """What a claim flow was asked for."""
+
+    limit: int
+    lease: timedelta
+    concurrency: int
+    claimed_by: str
+    until: datetime | None = None
+    drain: bool = True
+    stay: timedelta = timedelta(0)
+    grace: timedelta = timedelta(seconds=20)
+
+    @property
+    def read_ahead(self) -> int:
+        """Claims that wait for a slot, so that none stands empty while the next claim is made. A crash strands as many."""
+        return max(4, self.concurrency // 2)
+
+
+class ClaimLoop:
+    """Runs in the flow's main thread; work runs in the dispatcher's threads, the table is written by the keeper's."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        table: Table,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        keeper: Keeper,
+        tally: Tally,
+        *,
+        default_policy: RetryPolicy,
+        options: LoopOptions,
+        before_first_claim: Callable[[], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._table = table
+        self._registry = registry
+        self._dispatcher = dispatcher
+        self._keeper = keeper
+        self._tally = tally
+        self._default_policy = default_policy
+        self._options = options
+        self._before_first_claim = before_first_claim
+        self._freed = threading.Condition()
+        self._outstanding: set[Work] = set()
+        self._waiting: deque[RawAction] = deque()
+
+    def run(self) -> None:
+        """Work until nothing is due (or, without `drain`, for one claim), then wait for what was started."""
+        stay_until = elapsed_clock() + self._options.stay.total_seconds()
+        contended = 0
+        while True:
+            survey = claiming.survey(self._engine, self._table)
+            lanes = self._routable(survey.due(self._options.until))
+            if lanes or survey.has_expired_leases:
+                self._check_once()
+            if survey.has_expired_leases and self._rescue():
+                continue
+            claimed = self._claim(lanes)
+            if not self._options.drain:
+                break
+            contended = 0 if claimed else contended + 1
+            if claimed:
+                self._wait_for_room()
+            elif lanes and contended <= CONTENDED_ROUNDS:
+                # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
+                self._pause(CONTENDED_PAUSE)
+            elif self._is_busy():
+                self._wait_for_progress()
+            elif not self._wait_for_more(survey, stay_until):
+                break
+        self._finish()
+        self._count_unroutable(survey)
+
+    def stop(self) -> bool:
+        """Give back at once what has not begun, wait for the rest for the grace period; returns whether all of it ended.
+
+        For a flow that was told to end: nothing that has not begun may cost an attempt, or wait for its lease to run out.
+        """
+        for raw in self._waiting:
+            self._settle_raw(raw, Released())
+        self._waiting.clear()
+        with self._freed:
+            works = list(self._outstanding)
+        for work in works:
+            if work.withdraw():
+                self._settle(work, Released())
+        self._keeper.flush(timeout=5.0)
+        with self._freed:
+            is_done = self._freed.wait_for(
+                lambda: not any(work.has_begun for work in self._outstanding), self._options.grace.total_seconds()
+            )
+        return is_done and self._keeper.flush(timeout=5.0)
+
+    def _claim(self, lanes: tuple[Lane, ...]) -> int:
+        """Claim from *lanes* what can start soon, and dispatch it; returns how many."""
+        claimed = claiming.claim(
+            self._engine,
+            self._table,
+            lanes,
+            limit=min(self._options.limit, self._room()),
+            lease=self._options.lease,
+            claimed_by=self._options.claimed_by,
+            until=self._options.until,
+        )
+        self._waiting.extend(claimed)
+        self._keeper.hold(claimed)
+        self._tally.add("claimed", len(claimed))
+        while self._waiting:
+            self._wait_for_slot()
+            self._dispatch(self._waiting[0])
+        return len(claimed)
+
+    def _room(self) -> int:
+        with self._freed:
+            outstanding = len(self._outstanding)
+        return max(1, self._options.concurrency + self._options.read_ahead - outstanding - len(self._waiting))
+
+    def _dispatch(self, raw: RawAction) -> None:
+        """Hand over the action at the head of the line, which leaves it only when somebody else answers for it."""
+        processor = self._registry.match(raw.type)
+        if processor is None:
+            # Undeployed since the survey: not ours to judge.
+            self._drop(raw, Released())
+            return
+        verdict = guarded(raw, processor, processor.policy(self._default_policy))
+        if not isinstance(verdict, tuple):
+            self._drop(raw, verdict)
+            return
+        action, arguments = verdict
+        work = Work(action, processor, arguments, on_begin=self._begun, on_outcome=self._settle)
+        with self._freed:
+            self._outstanding.add(work)
+        self._waiting.popleft()
+        self._dispatcher.submit(work, self._done)
+        self._tally.add("dispatched")
+
+    def _drop(self, raw: RawAction, outcome: Outcome) -> None:
+        self._settle_raw(raw, outcome)
+        self._waiting.popleft()
+
+    def _begun(self, work: Work, run_id: str) -> None:
+        self._keeper.begin(work.reference.key, run_id)
+
+    def _settle(self, work: Work, outcome: Outcome) -> None:
+        policy = work.processor.policy(self._default_policy)
+        self._keeper.settle(settlement_for(outcome, work.action, policy))
+
+    def _settle_raw(self, raw: RawAction, outcome: Outcome) -> None:
+        processor = self._registry.match(raw.type)
+        policy = processor.policy(self._default_policy) if processor else self._default_policy
+        self._keeper.settle(settlement_for(outcome, raw, policy))
+
+    def _done(self, work: Work, ended: str) -> None:
+        work.conclude(ended)
+        if not work.has_begun:
+            # It never began, since its lease could not be relied on any more: give it back, if it is still ours to give.
+            self._settle(work, Released())
+        with self._freed:
+            self._outstanding.discard(work)
+            self._freed.notify_all()
+
+    def _check_once(self) -> None:
+        # Not at the start: an idle tick is one statement.
+        if self._before_first_claim is not None:
+            self._before_first_claim()
+            self._before_first_claim = None
+
+    def _rescue(self) -> int:
+        rescued = rescuing.rescue(self._engine, self._table, self._policy_of, limit=self._options.limit)
+        self._tally.add("rescued", len(rescued))
+        return len(rescued)
+
+    def _policy_of(self, type_: str) -> RetryPolicy | None:
+        processor = self._registry.match(type_)
+        return processor.policy(self._default_policy) if processor else None
+
+    def _routable(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        return tuple(lane for lane in lanes if self._registry.match(lane.type) is not None)
+
+    def _count_unroutable(self, survey: Survey) -> None:
+        strays = [lane for lane in survey.due(self._options.until) if self._registry.match(lane.type) is None]
+        if not strays:
+            return
+        self._tally.add("unroutable", claiming.count_due(self._engine, self._table, strays))
+        types = sorted({lane.type for lane in strays})
+        logger.warning(
+            "due actions of types without a processor: %s; they wait until one is registered", ", ".join(types[:10])
+        )
+
+    def _is_busy(self) -> bool:
+        with self._freed:
+            return bool(self._outstanding)
+
+    def _wait_for_slot(self) -> None:
+        most = self._options.concurrency + self._options.read_ahead
+        with self._freed:
+            self._freed.wait_for(lambda: len(self._outstanding) < most)
+
+    def _wait_for_room(self) -> None:
+        with self._freed:
+            self._freed.wait_for(lambda: len(self._outstanding) <= self._options.concurrency)
+
+    def _wait_for_progress(self) -> None:
+        """Until something ends, or a second: a row may have become due meanwhile, and slots are free for it."""
+        with self._freed:
+            before = len(self._outstanding)
+            self._freed.wait_for(lambda: len(self._outstanding) < before, POLL)
+            is_last = not self._outstanding
+        if is_last:
+            # What failed may be due again at once; look only when the verdicts are in the table.
+            self._keeper.flush(timeout=self._options.lease.total_seconds())
+
+    def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
+        """Sleep until the next action is due or the stay is over; False when it is over."""
+        remaining = stay_until - elapsed_clock()
+        if remaining <= 0:
+            return False
+        eligible = [lane.end_at for lane in self._routable(survey.lanes) if lane.end_at > survey.now]
+        next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
+        self._pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            with self._freed:
+                self._freed.wait(seconds)
+
+    def _finish(self) -> None:
+        with self._freed:
+            self._freed.wait_for(lambda: not self._outstanding)
+        self._keeper.flush(timeout=self._options.lease.total_seconds())

@@ -1,0 +1,202 @@
+"""The claim flow: claims what is due and dispatches each action to its processor, as runs of its own in the Prefect UI."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from sqlalchemy import Engine, Table
+
+from prefect_claim_dispatch import databases, engines
+from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
+from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError, PrefectUnavailableError
+from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.migrations import check_version
+from prefect_claim_dispatch.outcomes import redacted
+from prefect_claim_dispatch.processors import load_modules, registry
+from prefect_claim_dispatch.reports import DispatchReport, Tally
+from prefect_claim_dispatch.settings import PREFIX, Settings
+from prefect_claim_dispatch.settings import load as load_settings
+
+ARTIFACT_KEY = "claim-dispatch"
+MIN_LEASE = timedelta(seconds=1)
+MAX_LEASE = timedelta(days=7)
+
+
+@flow(name="claim-dispatch", retries=0, persist_result=False)
+def claim_dispatch(
+    limit: int | None = None,
+    until: datetime | None = None,
+    processors: list[str] | None = None,
+    database: str | None = None,
+    drain: bool = True,  # noqa: FBT001, FBT002 - flow parameters are passed by name, from a form
+    stay: timedelta = timedelta(0),
+    lease: timedelta | None = None,
+    max_concurrency: int | None = None,
+    grace: timedelta = timedelta(seconds=20),
+    table: str | None = None,
+) -> DispatchReport:
+    """Claim due actions and dispatch each to its processor, until nothing is due.
+
+    Any number of these may run at once, on any number of machines: no action goes to two of them. A failed action is in the report and in its own
+    run's state; the flow itself fails only when it could not do its work.
+
+    Args:
+        limit: most rows that one claim takes. None here and below: from the settings (`CLAIM_DISPATCH_LIMIT`, 1000).
+        until: claim only what is due by this instant, never later than the database's now.
+        processors: modules to import, whose `@processor` decorators register what to do.
+        database: name of a Prefect `Secret` block that holds the database's URL, or a URL without a password.
+        drain: claim again until nothing is due; otherwise one claim.
+        stay: keep the run alive that long, waiting for the next due action.
+        lease: how long a claim lasts unless renewed. Longer than any pause of this process, shorter than you want to wait after a crash.
+        max_concurrency: actions that run at a time.
+        grace: when told to stop, how long to wait for what is running.
+        table: name of the action table, ``schema.table`` included.
+
+    Returns:
+        The counts of this run; also as a markdown artifact, unless there was nothing to do.
+
+    Raises:
+        ConfigurationError: settings or arguments that make no sense. RegistrationError: a module that can't be imported.
+        DatabaseError: the database can't be reached, or has no table for us.
+    """
+    settings = load_settings()
+    options = LoopOptions(
+        limit=settings.limit if limit is None else limit,
+        lease=timedelta(seconds=settings.lease_seconds) if lease is None else lease,
+        concurrency=settings.max_concurrency if max_concurrency is None else max_concurrency,
+        claimed_by=_flow_run_id(),
+        until=until,
+        drain=drain,
+        stay=stay,
+        grace=grace,
+    )
+    try:
+        _check(options)
+        load_modules(settings.processors if processors is None else tuple(processors))
+        engine, where = databases.engine_for(_database_url(database)), databases.table_named(table, settings)
+        report = _run(engine, where, settings, options)
+    except ClaimDispatchError as error:
+        get_run_logger().error("%s", error)  # noqa: TRY400 - one clear line; Prefect logs the traceback
+        raise
+    _publish(report)
+    return report
+
+
+def run_claim_flow(
+    *,
+    processors: tuple[str, ...] | None = None,
+    limit: int | None = None,
+    until: datetime | None = None,
+    lease: timedelta | None = None,
+    stay: timedelta = timedelta(0),
+    database_url: str | None = None,
+    table: str | None = None,
+) -> DispatchReport:
+    """One claim flow, here and now, with its troubles found before the flow starts, so that each is one clear line.
+
+    *database_url* goes into this process's environment and not into the flow's parameters, which are shown in the UI.
+
+    Raises:
+        PrefectUnavailableError: the API can't be reached. Otherwise as `claim_dispatch`.
+    """
+    if database_url is not None:
+        os.environ[f"{PREFIX}DATABASE_URL"] = database_url
+    settings = load_settings()
+    load_modules(settings.processors if processors is None else processors)
+    engine, where = databases.engine_for(None), databases.table_named(table, settings)
+    _check_version(engine, where)
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+    except (httpx.HTTPError, RuntimeError) as error:
+        problem = error
+    if problem is not None:
+        msg = f"the Prefect API can't be reached ({redacted(str(problem), 200)}); check PREFECT_API_URL, nothing was claimed"
+        raise PrefectUnavailableError(msg)
+    modules = None if processors is None else list(processors)
+    return claim_dispatch(limit=limit, until=until, processors=modules, lease=lease, stay=stay, table=table)
+
+
+def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions) -> DispatchReport:
+    tally = Tally()
+    keeper = Keeper(engine, table, lease=options.lease, tally=tally)
+    with RoutingDispatcher(options.concurrency) as dispatcher, keeper:
+        loop = ClaimLoop(
+            engine,
+            table,
+            registry,
+            dispatcher,
+            keeper,
+            tally,
+            default_policy=settings.retry_policy,
+            options=options,
+            before_first_claim=lambda: _check_version(engine, table),
+        )
+        try:
+            loop.run()
+        except BaseException as reason:
+            # Cancelled, told to stop by a signal, or unable to go on: what has not begun goes back at once.
+            get_run_logger().warning("stopping early (%s)", type(reason).__name__)
+            if not loop.stop():
+                dispatcher.abandon()
+            raise
+    return tally.report()
+
+
+def _check_version(engine: Engine, table: Table) -> None:
+    with engines.translated(), engine.connect() as connection:
+        check_version(connection, table)
+
+
+def _check(options: LoopOptions) -> None:
+    problems = {
+        "limit must be 1 or more": options.limit < 1,
+        "max_concurrency must be 1 or more": options.concurrency < 1,
+        f"lease must be from {MIN_LEASE} to {MAX_LEASE}": not MIN_LEASE <= options.lease <= MAX_LEASE,
+        "stay must not be negative": options.stay < timedelta(0),
+        "grace must not be negative": options.grace < timedelta(0),
+        "until must have a time zone": options.until is not None and options.until.tzinfo is None,
+    }
+    wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise ConfigurationError("; ".join(wrong))
+
+
+def _database_url(database: str | None) -> str | None:
+    if database is None:
+        return None
+    if "://" not in database:
+        try:
+            return Secret.load(database, _sync=True).get()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportAttributeAccessIssue, reportCallIssue]
+        except ValueError as error:
+            msg = f"no Prefect Secret block is called {database!r}; create it, or set CLAIM_DISPATCH_DATABASE_URL"
+            raise ConfigurationError(msg) from error
+    if engines.parsed_url(database).password is not None:
+        msg = (
+            "the parameter 'database' holds a password, and flow parameters are shown in the UI; "
+            "put the URL into a Prefect Secret block and give its name"
+        )
+        raise ConfigurationError(msg)
+    return database
+
+
+def _publish(report: DispatchReport) -> None:
+    get_run_logger().info("%s", report.summary())
+    if not report.is_empty:
+        arguments: dict[str, Any] = {"key": ARTIFACT_KEY, "markdown": report.as_markdown()}
+        create_markdown_artifact(**arguments)
+
+
+def _flow_run_id() -> str:
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context is not None and context.flow_run is not None else "outside a flow run"

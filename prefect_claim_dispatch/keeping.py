@@ -1,0 +1,261 @@
+"""The keeper: one thread that settles, marks and renews for a claim flow, by group commit.
+
+Work finishes at any time, in many threads; the table is written by one, a few times a second, in one statement of each kind however
+much has come together. It is the only writer once a claim is made, so what it has written is what is true.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine, Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from prefect_claim_dispatch import claiming, settling
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.errors import DatabaseError
+from prefect_claim_dispatch.policies import Settlement
+from prefect_claim_dispatch.reports import Tally
+from prefect_claim_dispatch.sentinel import Sentinel
+
+logger = logging.getLogger(__name__)
+
+COMPANY = 0.05
+"""Seconds that a finished attempt waits for others to be settled with."""
+
+BATCH = 1_000
+"""Most verdicts in one statement; more are written by several."""
+
+BEAT = 1.0
+"""Longest pause of the thread: how often the sentinel hears of it at least."""
+
+Key = tuple[int, int]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Held:
+    raw: RawAction
+    run_id: str | None = None
+    settlement: Settlement | None = None
+    is_marked: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.raw.id, self.raw.claim_count
+
+
+class Keeper:
+    """Holds the claims of one flow run: `hold` them, `begin` and `settle` them; the thread does the rest.
+
+    *lease* is renewed at a third of its length. What can't be written because the database is away is tried again, with pauses, until the
+    claim's lease is over; then it is given up loudly, for the table will hand the action to somebody else.
+    """
+
+    def __init__(self, engine: Engine, table: Table, *, lease: timedelta, tally: Tally) -> None:
+        self._engine = engine
+        self._table = table
+        self._lease = lease
+        self._tally = tally
+        self._changed = threading.Condition()
+        self._written = threading.Condition(self._changed)
+        self._held: dict[Key, _Held] = {}
+        self._marks: dict[Key, _Held] = {}
+        self._verdicts: dict[Key, _Held] = {}
+        self._oldest_at: float | None = None
+        self._renew_at = elapsed_clock() + lease.total_seconds() / 3
+        self._retry_at = 0.0
+        self._failures = 0
+        self._is_closing = False
+        self._thread: threading.Thread | None = None
+        self._sentinel: Sentinel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def hold(self, claimed: Iterable[RawAction]) -> None:
+        """Keep the leases of *claimed* alive until each is settled."""
+        with self._changed:
+            for raw in claimed:
+                held = _Held(raw=raw)
+                self._held[held.key] = held
+        if self._held and self._thread is None:
+            self._start()
+
+    def begin(self, key: Key, run_id: str) -> None:
+        """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
+        with self._changed:
+            held = self._held.get(key)
+            if held is not None and not held.is_marked:
+                held.run_id = run_id
+                held.is_marked = True
+                self._marks[key] = held
+                self._note_arrival()
+
+    def settle(self, settlement: Settlement) -> None:
+        """Have *settlement* written within a fraction of a second; the first verdict on a claim counts."""
+        key = settlement.id, settlement.claim_count
+        with self._changed:
+            held = self._held.get(key)
+            if held is not None and held.settlement is None:
+                held.settlement = settlement
+                self._verdicts[key] = held
+                self._marks.pop(key, None)
+                self._note_arrival()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are."""
+        with self._changed:
+            self._oldest_at = 0.0
+            self._changed.notify_all()
+            return self._written.wait_for(lambda: not self._verdicts, timeout)
+
+    def close(self) -> None:
+        """Write what is left, while its leases last, and end the thread. Claims without a verdict are left to their leases."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._sentinel is not None:
+            self._sentinel.stop()
+            self._sentinel = None
+
+    def _start(self) -> None:
+        # Renewal comes a third of a lease after the last at the latest; half a lease later the lease still stands.
+        self._sentinel = Sentinel(self._lease.total_seconds() / 2)
+        self._thread = threading.Thread(target=self._run, name="claim-dispatch-keeper", daemon=True)
+        self._thread.start()
+
+    def _note_arrival(self) -> None:
+        if self._oldest_at is None:
+            self._oldest_at = elapsed_clock()
+            self._changed.notify_all()
+        elif len(self._verdicts) >= BATCH or self._is_closing:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pause() <= 0, self._pause())
+                if self._is_closing and not (self._verdicts or self._marks):
+                    return
+            if self._sentinel is not None:
+                self._sentinel.beat()
+            self._write()
+
+    def _pause(self) -> float:
+        """Seconds until there is something to write, or a beat is due."""
+        now = elapsed_clock()
+        if self._is_closing:
+            return max(0.0, min(BEAT, self._retry_at - now))
+        pauses = [BEAT, max(self._renew_at, self._retry_at) - now]
+        if self._oldest_at is not None:
+            full = len(self._verdicts) >= BATCH
+            pauses.append(max(0.0 if full else self._oldest_at + COMPANY - now, self._retry_at - now))
+        return max(0.0, min(pauses))
+
+    def _write(self) -> None:
+        if elapsed_clock() < self._retry_at:
+            return
+        try:
+            self._settle_batch()
+            self._mark_batch()
+            if elapsed_clock() >= self._renew_at:
+                self._renew()
+        except (DatabaseError, SQLAlchemyError) as error:
+            self._failures += 1
+            pause = min(0.1 * 2**self._failures, 5.0) * (0.75 + random.random() / 2)  # noqa: S311 - jitter
+            self._retry_at = elapsed_clock() + pause
+            logger.warning("the action table can't be written, trying again in %.1f s: %s", pause, error)
+            self._give_up_expired()
+        else:
+            self._failures, self._retry_at = 0, 0.0
+
+    def _settle_batch(self) -> None:
+        with self._changed:
+            batch = list(itertools.islice(self._verdicts.values(), BATCH))
+            # Whatever arrives from now on waits for company anew.
+            self._oldest_at = elapsed_clock() if len(self._verdicts) > len(batch) or self._marks else None
+        if not batch:
+            return
+        settlements = [held.settlement for held in batch if held.settlement is not None]
+        run_ids = {held.raw.id: held.run_id for held in batch if held.run_id is not None}
+        settled = settling.settle(self._engine, self._table, settlements, run_ids)
+        for held in batch:
+            self._conclude(held, is_settled=held.raw.id in settled)
+        with self._changed:
+            for held in batch:
+                self._verdicts.pop(held.key, None)
+                self._held.pop(held.key, None)
+            self._written.notify_all()
+
+    def _conclude(self, held: _Held, *, is_settled: bool) -> None:
+        assert held.settlement is not None  # noqa: S101 - only verdicts are concluded
+        if is_settled or held.raw.lease.settled:
+            self._tally.settled(held.raw.type, held.settlement)
+            return
+        held.raw.lease.lost = True
+        self._tally.add("lost_leases")
+        logger.error(
+            "%s: lost the lease of claim %s; its verdict (%s) was not written, another run may do the work again",
+            held.raw.reference,
+            held.raw.claim_count,
+            held.settlement.status,
+        )
+
+    def _mark_batch(self) -> None:
+        with self._changed:
+            marks = list(itertools.islice(self._marks.values(), BATCH))
+            for held in marks:
+                self._marks.pop(held.key)
+            if not self._verdicts:
+                self._oldest_at = elapsed_clock() if self._marks else None
+        try:
+            claiming.begin(self._engine, self._table, [(*held.key, held.run_id or "") for held in marks])
+        except (DatabaseError, SQLAlchemyError):
+            with self._changed:
+                self._marks.update({held.key: held for held in marks if held.settlement is None})
+                self._oldest_at = self._oldest_at or elapsed_clock()
+            raise
+
+    def _renew(self) -> None:
+        """Prolong every lease that is still wanted; the ones that the table did not prolong are lost."""
+        with self._changed:
+            wanted = [held for held in self._held.values() if held.settlement is None and not held.raw.lease.lost]
+        sent_at = elapsed_clock()
+        renewed = claiming.renew(self._engine, self._table, [held.key for held in wanted], lease=self._lease)
+        self._renew_at = sent_at + self._lease.total_seconds() / 3
+        for held in wanted:
+            if held.raw.id in renewed:
+                held.raw.lease.expires = sent_at + self._lease.total_seconds()
+            elif not held.raw.lease.settled and held.settlement is None:
+                held.raw.lease.lost = True
+                logger.warning("%s: lost the lease of claim %s", held.raw.reference, held.raw.claim_count)
+
+    def _give_up_expired(self) -> None:
+        """Drop verdicts whose lease is over: the action will be done again, so say it loudly."""
+        with self._changed:
+            expired = [held for held in self._verdicts.values() if elapsed_clock() >= held.raw.lease.expires]
+            for held in expired:
+                del self._verdicts[held.key]
+                self._held.pop(held.key, None)
+            for held in [held for held in self._marks.values() if not held.raw.lease.holds]:
+                del self._marks[held.key]
+            self._written.notify_all()
+        for held in expired:
+            self._conclude(held, is_settled=False)

@@ -1,0 +1,258 @@
+"""Processors: what is done with an action of a type. Registered by decorator, looked up by type.
+
+A plain function becomes a Prefect task; a `Task` or a `Flow` is registered as it is. What the claim flow really submits is a copy of it that takes
+a reference instead of the payload (see :mod:`prefect_claim_dispatch.dispatching`), so that no payload reaches Prefect's API.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar, get_type_hints
+
+from prefect import Flow, Task
+from pydantic import TypeAdapter
+
+from prefect_claim_dispatch.actions import MAX_TYPE_LENGTH, Action
+from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.outcomes import Snooze
+from prefect_claim_dispatch.policies import RetryPolicy
+
+Source = Callable[..., Any] | Task[..., Any] | Flow[..., Any]
+Facts = Callable[[Action], Mapping[str, Any]]
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What Prefect is told of a plain function: its own retries inside one attempt, and the time limit of each."""
+
+    retries: int | None = None
+    retry_delay_seconds: float | list[float] | None = None
+    timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Processor:
+    """One registration: a type or pattern, the code, and how its failures are treated."""
+
+    pattern: str
+    source: Source
+    place: str
+    options: TaskOptions = field(default_factory=TaskOptions)
+    max_attempts: int | None = None
+    backoff: timedelta | None = None
+    backoff_max: timedelta | None = None
+    facts: Facts | None = None
+    on_rules_false: Snooze | None = None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The author's function itself."""
+        return self.source.fn if isinstance(self.source, Task | Flow) else self.source
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether an action becomes a subflow run instead of a task run."""
+        return isinstance(self.source, Flow)
+
+    def policy(self, default: RetryPolicy) -> RetryPolicy:
+        """This processor's durable retries, *default* where it says nothing."""
+        return RetryPolicy(
+            max_attempts=self.max_attempts or default.max_attempts,
+            backoff=default.backoff if self.backoff is None else self.backoff,
+            backoff_max=default.backoff_max if self.backoff_max is None else self.backoff_max,
+        )
+
+    def arguments(self, action: Action) -> dict[str, Any]:
+        """What the function is called with, the payload validated to its annotation.
+
+        Raises:
+            pydantic.ValidationError: the payload does not fit; the row can never be processed as it stands.
+        """
+        arguments: dict[str, Any] = {}
+        if "payload" in self._parameters:
+            adapter = self._adapter
+            arguments["payload"] = dict(action.payload) if adapter is None else adapter.validate_python(action.payload)
+        if "action" in self._parameters:
+            arguments["action"] = action
+        return arguments
+
+    @functools.cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.function).parameters)
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        # Read late: at decoration time the names in an annotation may not exist yet.
+        annotation = get_type_hints(self.function, include_extras=True).get("payload", Any)
+        return None if annotation in (Any, dict, Mapping) else TypeAdapter(annotation)
+
+
+class Registry:
+    """Processors by type. Exact beats pattern, the longest pattern wins; two for the same type are refused."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exact: dict[str, Processor] = {}
+        self._patterns: dict[str, Processor] = {}
+
+    def add(self, processor: Processor) -> None:
+        """Register *processor*. The same function from the same place again, as after a reload, replaces itself.
+
+        Raises:
+            RegistrationError: the type is taken, with both places named.
+        """
+        with self._lock:
+            known = self._patterns if "*" in processor.pattern else self._exact
+            other = known.get(processor.pattern)
+            if other is not None and other.place != processor.place:
+                msg = (
+                    f"processor {processor.pattern!r} of {processor.place} is already registered by {other.place}; "
+                    "choose another type"
+                )
+                raise RegistrationError(msg)
+            known[processor.pattern] = processor
+
+    def match(self, type_: str) -> Processor | None:
+        """The processor for actions of *type_*, None when nobody registered it."""
+        exact = self._exact.get(type_)
+        if exact is not None:
+            return exact
+        patterns = [pattern for pattern in self._patterns if fnmatchcase(type_, pattern)]
+        return self._patterns[max(patterns, key=lambda pattern: (len(pattern), pattern))] if patterns else None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """All types and patterns that are registered, sorted."""
+        return tuple(sorted([*self._exact, *self._patterns]))
+
+
+registry = Registry()
+"""Where `@processor` registers unless told otherwise."""
+
+
+def processor(
+    type_: str,
+    /,
+    *,
+    retries: int | None = None,
+    retry_delay_seconds: float | list[float] | None = None,
+    timeout: timedelta | None = None,
+    max_attempts: int | None = None,
+    backoff: timedelta | None = None,
+    backoff_max: timedelta | None = None,
+    facts: Facts | None = None,
+    on_rules_false: Snooze | None = None,
+    registry: Registry = registry,
+) -> Callable[[AnySource], AnySource]:
+    """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged: callable and testable on its own.
+
+    It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), and ``action``, the `Action`; both by name. What it returns means
+    processed, unless it is a `Snooze` or a `Cancel`; any exception means failed.
+
+    Args:
+        type_: the action type, or a pattern with ``*``: ``report.*``.
+        retries: Prefect's own, inside one attempt; fast and not stored. For a `Task` or `Flow`, say it in its own decorator.
+        retry_delay_seconds: as Prefect has it.
+        timeout: of each try. A thread can't be stopped inside a blocking call: *timed out* does not mean that the effect did not happen.
+        max_attempts: durable attempts, over crashes and deploys; None takes the settings' ``MAX_ATTEMPTS``.
+        backoff: wait after the first failed attempt; doubles each time.
+        backoff_max: the longest wait.
+        facts: the present state that the action's rules look at, asked for just before dispatch.
+        on_rules_false: look again later instead of cancelling when the rules are false.
+        registry: where to register; the default is what the claim flow uses.
+
+    Raises:
+        RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before anything is claimed.
+    """
+    _check_pattern(type_)
+    _check_attempts(type_, max_attempts)
+    options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
+
+    def register(source: AnySource) -> AnySource:
+        if isinstance(source, Task | Flow) and options != TaskOptions(timeout=timeout):
+            msg = f"processor {type_!r}: put retries into the {type(source).__name__.lower()}'s own decorator"
+            raise RegistrationError(msg)
+        new = Processor(
+            pattern=type_,
+            source=source,
+            place=_place(source),
+            options=options,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            backoff_max=backoff_max,
+            facts=facts,
+            on_rules_false=on_rules_false,
+        )
+        _check_signature(new)
+        registry.add(new)
+        return source
+
+    return register
+
+
+def load_modules(modules: tuple[str, ...]) -> None:
+    """Import the *modules* whose decorators register processors.
+
+    Raises:
+        RegistrationError: one can't be imported; nothing has been claimed.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except RegistrationError:
+            raise
+        except Exception as error:
+            msg = (
+                f"processor module {module!r} can't be imported ({type(error).__name__}: {error}); "
+                "check its name, PYTHONPATH and what it imports"
+            )
+            raise RegistrationError(msg) from error
+
+
+def _place(source: Source) -> str:
+    function = inspect.unwrap(source.fn if isinstance(source, Task | Flow) else source)
+    code = getattr(function, "__code__", None)
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
+
+
+def _check_pattern(type_: str) -> None:
+    if not type_ or len(type_) > MAX_TYPE_LENGTH or not type_.isprintable():
+        msg = f"a processor's type must be 1 to {MAX_TYPE_LENGTH} printable characters, got {type_!r}"
+        raise RegistrationError(msg)
+    if "?" in type_ or "[" in type_:
+        msg = f"processor {type_!r}: the only wildcard of a pattern is *"
+        raise RegistrationError(msg)
+
+
+def _check_attempts(type_: str, max_attempts: int | None) -> None:
+    if max_attempts is not None and max_attempts < 1:
+        msg = f"processor {type_!r}: max_attempts must be 1 or more, got {max_attempts}"
+        raise RegistrationError(msg)
+
+
+def _check_signature(new: Processor) -> None:
+    function = new.function
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        msg = f"processor {new.pattern!r}: {new.place} is a generator; write a function that returns"
+        raise RegistrationError(msg)
+    for name, parameter in inspect.signature(function).parameters.items():
+        optional = parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if name in ("payload", "action"):
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                msg = f"processor {new.pattern!r}: {new.place} takes {name!r} by position only; it is passed by name"
+                raise RegistrationError(msg)
+        elif not optional:
+            msg = f"processor {new.pattern!r}: {new.place} wants {name!r}; only 'payload' and 'action' are passed"
+            raise RegistrationError(msg)

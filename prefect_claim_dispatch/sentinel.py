@@ -1,0 +1,81 @@
+"""A tiny child process that ends a claim flow whose interpreter is stuck, before its leases are over.
+
+Leases are renewed by a thread. Python code, however busy, lets it run; C code that never gives up the interpreter lock does not. The
+keeper sends a byte each time round; when none comes for *patience* seconds, the flow can't renew, can't settle and can't even notice, so it
+is killed while its leases still stand, and its claims are rescued like those of any crash. A process that was merely stopped (SIGSTOP, a debugger)
+is left alone: when it wakes, its fence tells it what it has lost.
+
+Run as a script: ``python -I -S sentinel.py PATIENCE``, with the pipe of bytes on standard input.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+class Sentinel:
+    """The child process, as the flow sees it."""
+
+    def __init__(self, patience: float) -> None:
+        """Start it. It ends this process when `beat` was not called for *patience* seconds."""
+        self._process = subprocess.Popen(  # noqa: S603 - our own file, by our own interpreter
+            [sys.executable, "-I", "-S", __file__, str(patience)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal must not take it away while work is finishing
+            bufsize=0,
+        )
+
+    def beat(self) -> None:
+        """Tell it that the interpreter still runs."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.write(b".")
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        self._process.wait()
+
+
+def watch(patience: float) -> int:
+    """Read bytes until the pipe closes; kill the parent after *patience* seconds without one."""
+    parent = os.getppid()
+    while True:
+        readable, _, _ = select.select([0], [], [], patience)
+        if readable:
+            if not os.read(0, 4096):
+                return 0
+        elif os.getppid() != parent:
+            # The parent has died and something forked by it holds the pipe open. Its pid may be somebody else's by now.
+            return 0
+        elif not is_stopped(parent):
+            sys.stderr.write(
+                f"claim-dispatch: the interpreter of process {parent} has been stuck for {patience:.1f} s, "
+                "so that it can't renew its leases; ending it, its claims will be rescued\n"
+            )
+            os.kill(parent, signal.SIGKILL)
+            return 1
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether process *pid* was stopped by a signal or a debugger."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        # The name in parentheses may hold anything, spaces included; the state follows the last of them.
+        state = status.read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        shown = subprocess.run(["/bin/ps", "-o", "state=", "-p", str(pid)], capture_output=True, check=False)  # noqa: S603
+        state = shown.stdout.decode().strip()[:1]
+    return state in ("T", "t")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(watch(float(sys.argv[1])))
