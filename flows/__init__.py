@@ -1,0 +1,1 @@
+"""Deployable entry points: what `prefect.yaml` names."""
