@@ -1,0 +1,1 @@
+"""The tests. A package, so that child processes can import their parts by name."""

@@ -1,0 +1,271 @@
+"""The migrations make the very table that `schema` describes, once, and touch nothing else."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.schema import CreateSchema
+
+from prefect_claim_dispatch import engines, migrations
+from prefect_claim_dispatch.errors import (
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    SchemaMissingError,
+    SchemaVersionError,
+)
+from prefect_claim_dispatch.schema import UNANALYZED, actions_table
+
+ODD_TABLE, ODD_SCHEMA = 'odd "logs" 1', 'odd "schema"'
+
+UPGRADE = "import sys; from prefect_claim_dispatch import migrations; print(migrations.upgrade(sys.argv[1]), end='')"
+
+# What a PostgreSQL table consists of, in PostgreSQL's own words; :relation is its name, quoted and qualified.
+CATALOG = {
+    "columns": """
+        SELECT a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               a.attstattarget, pg_get_expr(d.adbin, d.adrelid), col_description(a.attrelid, a.attnum)
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = CAST(:relation AS regclass) AND a.attnum > 0 ORDER BY a.attnum""",
+    "constraints": """
+        SELECT conname, contype, convalidated, pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE conrelid = CAST(:relation AS regclass) ORDER BY conname""",
+    "indexes": """
+        SELECT pg_get_indexdef(indexrelid), indisunique, indisvalid
+        FROM pg_index WHERE indrelid = CAST(:relation AS regclass) ORDER BY 1""",
+    "table": """
+        SELECT reloptions, relpersistence, obj_description(oid, 'pg_class')
+        FROM pg_class WHERE oid = CAST(:relation AS regclass)""",
+}
+
+
+@pytest.fixture
+def engine(empty_database_url: str) -> Iterator[Engine]:
+    """An engine on an empty database."""
+    engine = engines.create(empty_database_url)
+    yield engine
+    engine.dispose()
+
+
+def described(connection: Connection, table: str, schema: str | None) -> dict[str, Any]:
+    """Everything the database knows about the table's make."""
+    if connection.dialect.name == "sqlite":
+        rows = connection.execute(
+            text("SELECT type, name, sql FROM sqlite_master WHERE tbl_name = :name ORDER BY type, name"),
+            {"name": table},
+        )
+        return {f"{row.type} {row.name}": " ".join((row.sql or "").split()) for row in rows}
+    quote = connection.dialect.identifier_preparer.quote
+    relation = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+    return {
+        part: [tuple(row) for row in connection.execute(text(query), {"relation": relation})]
+        for part, query in CATALOG.items()
+    }
+
+
+@pytest.mark.parametrize("is_odd", [False, True], ids=["default names", "names with quotes"])
+def test_migrated_table_equals_the_metadata(empty_database_url: str, engine: Engine, is_odd: bool) -> None:  # noqa: FBT001
+    """Checks, predicates, defaults, comments and storage included: an application may use either."""
+    on_postgresql = engine.dialect.name == "postgresql"
+    name = ODD_TABLE if is_odd else "action_logs"
+    schema = ODD_SCHEMA if is_odd and on_postgresql else None
+    table = actions_table(name, schema)
+    with engine.begin() as connection:
+        if schema:
+            connection.execute(CreateSchema(schema))
+
+    migrations.upgrade(empty_database_url, table=name, schema=schema)
+    with engine.begin() as connection:
+        migrated = described(connection, name, schema)
+        table.drop(connection)
+        table.metadata.create_all(connection)
+        created = described(connection, name, schema)
+
+    assert migrated == created
+    assert len(migrated) >= 4
+    if on_postgresql:
+        without_statistics = {row[1] for row in migrated["columns"] if row[5] == 0}
+        assert without_statistics == set(UNANALYZED)
+        assert migrated["table"][0][0] is not None
+
+
+def test_second_upgrade_finds_nothing_to_do(empty_database_url: str) -> None:
+    """`db upgrade` belongs into every deployment, so running it again must be harmless."""
+    assert migrations.current(empty_database_url) is None
+
+    first = migrations.upgrade(empty_database_url)
+    second = migrations.upgrade(empty_database_url)
+
+    assert (first, second) == (migrations.newest_revision(), None)
+    assert migrations.current(empty_database_url) == migrations.newest_revision()
+
+
+def test_upgraders_at_once_migrate_once(empty_database_url: str) -> None:
+    """Every replica of an application may run the upgrade when it starts."""
+    upgraders = [
+        subprocess.Popen([sys.executable, "-c", UPGRADE, empty_database_url], stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+
+    answers = [upgrader.communicate(timeout=60)[0].decode() for upgrader in upgraders]
+
+    assert sorted(answers) == [migrations.newest_revision(), "None", "None", "None"]
+    assert [upgrader.returncode for upgrader in upgraders] == [0, 0, 0, 0]
+
+
+def test_threads_may_upgrade_different_tables_at_once(empty_database_url: str) -> None:
+    """Alembic keeps its state in globals; two threads must not migrate each other's tables."""
+    names = [f"logs_{number}" for number in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda name: migrations.upgrade(empty_database_url, table=name), names))
+
+    assert answers == [migrations.newest_revision()] * 4
+    assert all(migrations.current(empty_database_url, table=name) for name in names)
+
+
+def test_sql_is_a_script_that_an_administrator_can_run(empty_database_url: str, engine: Engine) -> None:
+    """It makes the same table and leaves it at the newest revision, so that later upgrades go on from there."""
+    script = migrations.sql(engine.dialect.name)
+
+    run_script(empty_database_url, engine, script)
+
+    assert migrations.current(empty_database_url) == migrations.newest_revision()
+    assert migrations.upgrade(empty_database_url) is None
+    with engine.begin() as connection:
+        scripted = described(connection, "action_logs", None)
+        actions_table().drop(connection)
+        actions_table().create(connection)
+        assert scripted == described(connection, "action_logs", None)
+
+
+def run_script(url: str, engine: Engine, script: str) -> None:
+    """Run *script* as the database's own shell would: many statements at a time."""
+    if engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(script)
+    else:
+        connection = engine.raw_connection()
+        assert connection.driver_connection is not None
+        connection.driver_connection.autocommit = True
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(script)
+        connection.invalidate()
+
+
+def test_newer_table_is_refused(empty_database_url: str, engine: Engine) -> None:
+    """An old package must not work on a table whose rules it does not know."""
+    migrations.upgrade(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE action_logs_version SET version_num = '9999'"))
+
+    with engine.begin() as connection, pytest.raises(SchemaVersionError) as refused:
+        migrations.check_version(connection, actions_table())
+    with pytest.raises(SchemaVersionError):
+        migrations.upgrade(empty_database_url)
+
+    assert str(refused.value) == (
+        f"table action_logs is at revision 9999, newer than this package knows ({migrations.newest_revision()}): "
+        "upgrade prefect-claim-dispatch"
+    )
+
+
+def test_check_version_accepts_what_this_package_made(empty_database_url: str, engine: Engine) -> None:
+    """By migration, or from the metadata by an application that owns its migrations."""
+    actions_table("from_metadata").metadata.create_all(engine)
+    migrations.upgrade(empty_database_url)
+
+    with engine.begin() as connection:
+        migrations.check_version(connection, actions_table())
+        migrations.check_version(connection, actions_table("from_metadata"))
+
+
+def test_check_version_misses_the_table(engine: Engine) -> None:
+    """The message says what to run."""
+    with engine.begin() as connection, pytest.raises(SchemaMissingError, match="claim-dispatch db upgrade"):
+        migrations.check_version(connection, actions_table())
+
+
+def test_table_of_the_metadata_is_not_migrated(empty_database_url: str, engine: Engine) -> None:
+    """The application owns it; creating it again would fail with a riddle."""
+    actions_table().metadata.create_all(engine)
+
+    with pytest.raises(DatabaseError, match="made from the metadata"):
+        migrations.upgrade(empty_database_url)
+
+
+def test_alembic_of_the_application_is_left_alone(empty_database_url: str, engine: Engine) -> None:
+    """Its version table keeps its revision, and ours has another name."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('cafe')"))
+
+    migrations.upgrade(empty_database_url)
+
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["cafe"]
+    assert set(inspect(engine).get_table_names()) == {"alembic_version", "action_logs", "action_logs_version"}
+
+
+def test_logging_of_the_application_is_left_alone(empty_database_url: str) -> None:
+    """Alembic's usual env.py would reconfigure the root logger and silence every other one."""
+    root, other = logging.getLogger(), logging.getLogger("application.of.ours")
+    before = (list(root.handlers), root.level, other.disabled)
+
+    migrations.upgrade(empty_database_url)
+
+    assert (list(root.handlers), root.level, other.disabled) == before
+
+
+def test_missing_schema_is_not_created(empty_database_url: str, engine: Engine) -> None:
+    """A PostgreSQL schema is somebody's decision; SQLite has none."""
+    expected = SchemaMissingError if engine.dialect.name == "postgresql" else ConfigurationError
+
+    with pytest.raises(expected, match="nowhere"):
+        migrations.upgrade(empty_database_url, schema="nowhere")
+
+    assert "nowhere" not in inspect(engine).get_schema_names()
+
+
+def test_unreachable_database_is_one_line_without_password() -> None:
+    """Deployments log this."""
+    with pytest.raises(DatabaseUnavailableError) as failed:
+        migrations.upgrade("postgresql://someone:hunter2@127.0.0.1:1/nothing")
+
+    assert "hunter2" not in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+def test_role_that_may_not_create_gets_advice(postgres_url: str) -> None:
+    """Many teams let only an administrator change the schema."""
+    role = f"guest_{uuid4().hex}"  # roles belong to the whole server, which other tests share
+    owner = engines.create(postgres_url)
+    with owner.begin() as connection:
+        connection.execute(text("CREATE SCHEMA locked"))
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT USAGE ON SCHEMA locked TO {role}"))
+    guest = engines.parsed_url(postgres_url).set(username=role)
+
+    with pytest.raises(DatabaseError, match="db sql"):
+        migrations.upgrade(guest.render_as_string(hide_password=False), schema="locked")
+
+    with owner.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+        connection.execute(text(f"DROP ROLE {role}"))
+    owner.dispose()
+
+
+def test_sql_of_an_unknown_dialect_is_refused() -> None:
+    """Rather than DDL of a database that nobody has tried."""
+    with pytest.raises(ConfigurationError, match="mysql"):
+        migrations.sql("mysql")

@@ -1,0 +1,165 @@
+"""Fixtures of all tests: a database of their own, child processes, a Prefect server; and isolation from the machine's settings.
+
+``database_url`` and ``empty_database_url`` run a test once per database: SQLite, the wheel's PostgreSQL, and the system's where installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.kit import keeping, postgres, processes
+from tests.kit.prefect_server import PrefectServer
+from tests.kit.processes import Processes
+
+MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
+DATABASES = ["sqlite", *postgres.available()]
+FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
+
+end_run = pytest.StashKey[Callable[[], None]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forget the machine's settings before anything is imported; start the run's keeper in the controlling process."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    if not hasattr(config, "workerinput"):
+        config.stash[end_run] = keeping.begin_run()
+    os.environ["PREFECT_HOME"] = str(keeping.run_folder() / "prefect-home")  # for an import of prefect outside any test
+    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the run's servers."""
+    if end_run in config.stash:
+        config.stash[end_run]()
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give the test a Prefect home of its own and none of our settings."""
+    for name in [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Callable[[], Path]
+) -> Iterator[str]:
+    """The URL of a freshly migrated database, dropped after the test; once per database."""
+    with _database(request.param, tmp_path, sqlite_template) as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with nothing in it, dropped after the test; once per database."""
+    with _database(request.param, tmp_path, None) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[str]:
+    """The URL of a freshly migrated SQLite database."""
+    with _database("sqlite", tmp_path, sqlite_template) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
+    """The URL of a freshly migrated database on the first PostgreSQL there is, the wheel's."""
+    with postgres.fresh_database(postgres_server, prepare=MIGRATE) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
+    """The URL of an empty database on the first PostgreSQL there is."""
+    with postgres.fresh_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> postgres.Server:
+    """The first PostgreSQL there is, shared by the whole run: never stop it. See `private_postgres`."""
+    return shared_postgres(next(iter(postgres.available())))
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., postgres.Server]]:
+    """Start a PostgreSQL that the test may stop, crash or fill: ``private_postgres(name=None, durable=True)``."""
+    folders: list[Path] = []
+
+    def start(name: str | None = None, *, durable: bool = True) -> postgres.Server:
+        # In the run's folder, so that the keeper finds it even when this process is killed; a socket's path must be short.
+        folder = keeping.run_folder() / f"p{os.getpid()}-{len(folders)}-{os.urandom(2).hex()}"
+        folders.append(folder)
+        return postgres.start(name or next(iter(postgres.available())), folder, durable=durable)
+
+    yield start
+    for folder in folders:
+        postgres.discard(folder)
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Processes]:
+    """Child processes: ``children.python("-m", ...)``; whatever still runs is killed after the test."""
+    with processes.children(tmp_path / "processes") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> PrefectServer:
+    """A Prefect server, shared by the whole run: never stop it, and name pools, deployments and flows as only your test does."""
+    return PrefectServer(**keeping.request("prefect"))
+
+
+@pytest.fixture
+def prefect_api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[PrefectServer]:
+    """The shared Prefect server, set for flows that run in the test's own process and for the children it starts."""
+    for name, value in prefect_server.env.items():
+        monkeypatch.setenv(name, value)
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # a second and more, only where wanted
+
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url, PREFECT_HOME: tmp_path / "prefect-home"}):
+        yield prefect_server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Make a migrated SQLite file on first call, for copying."""
+    folder = tmp_path_factory.mktemp("sqlite-template")
+    file = folder / "migrated.db"
+
+    def template() -> Path:
+        if not file.exists():
+            unfinished = folder / "unfinished.db"
+            postgres.named(MIGRATE)(f"sqlite:///{unfinished}")
+            unfinished.rename(file)
+        return file
+
+    return template
+
+
+def shared_postgres(name: str) -> postgres.Server:
+    """The run's server of that make, for a test that is parametrized over `postgres.available` itself."""
+    return postgres.Server(**keeping.request(name))
+
+
+@contextmanager
+def _sqlite(folder: Path, template: Callable[[], Path] | None) -> Iterator[str]:
+    file = folder / f"{os.urandom(4).hex()}.db"
+    if template:
+        shutil.copy(template(), file)
+    yield f"sqlite:///{file}"
+
+
+def _database(name: str, folder: Path, template: Callable[[], Path] | None) -> AbstractContextManager[str]:
+    if name == "sqlite":
+        return _sqlite(folder, template)
+    return postgres.fresh_database(shared_postgres(name), prepare=MIGRATE if template else None)

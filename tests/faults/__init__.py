@@ -1,0 +1,1 @@
+"""Kills, outages and what must hold after them."""

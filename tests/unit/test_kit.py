@@ -1,0 +1,253 @@
+"""The kit that the other tests stand on: real servers, isolated databases, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, inspect, text
+from tests.kit import keeping, postgres
+from tests.kit.prefect_server import PrefectServer, create_process_pool, start_worker
+from tests.kit.processes import Child, Processes, exists, free_port
+from tests.kit.waiting import wait_until
+
+# A run of its own: each test leaves its servers' pids behind as files, and the last may wait to be disturbed.
+INNER = """
+import os, pathlib, pytest
+from tests.kit import keeping, postgres
+from tests.kit.processes import Processes
+from tests.kit.waiting import wait_until
+
+FOLDER = pathlib.Path(os.environ["INNER_FOLDER"])
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("name", postgres.available())
+def test_uses_a_server(name, number, empty_postgres_url):
+    server = postgres.Server(**keeping.request(name))
+    with postgres.fresh_database(server):
+        (FOLDER / f"{server.pid}.pid").touch()
+    (FOLDER / "run").write_text(str(keeping.run_folder()))
+
+def test_waits(private_postgres):
+    (FOLDER / f"{private_postgres().pid}.pid").touch()
+    orphan = Processes(FOLDER / "output").python("-c", "import time; time.sleep(600)")
+    (FOLDER / f"{orphan.pid}.pid").touch()
+    (FOLDER / f"{os.getpid()}.pid").touch()
+    (FOLDER / "waits").touch()
+    wait_until(lambda: "WAIT" not in os.environ, description="never", timeout=300)
+    orphan.kill()
+"""
+
+
+@pytest.fixture
+def inner_run(children: Processes, tmp_path: Path) -> Callable[..., Child]:
+    """Start pytest on the inner tests."""
+    (tmp_path / "test_inner.py").write_text(INNER)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+
+    def start(*options: str, **env: str) -> Child:
+        outside = {name: None for name in os.environ if name.startswith(("PYTEST_", "COV_", "TEST_KIT_"))}
+        return children.python(
+            *("-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini")),
+            *("--rootdir", str(tmp_path), "--basetemp", str(tmp_path / "inner"), *options, str(tmp_path)),
+            env={**outside, "INNER_FOLDER": str(tmp_path), **env},
+        )
+
+    return start
+
+
+def pids(folder: Path) -> list[int]:
+    """What the inner run has noted."""
+    return [int(file.stem) for file in folder.glob("*.pid")]
+
+
+def assert_nothing_is_left(folder: Path) -> None:
+    """No process of the inner run, and not its folder."""
+    noted = pids(folder)
+    run = Path((folder / "run").read_text()) if (folder / "run").exists() else None
+    wait_until(lambda: not [pid for pid in noted if exists(pid)], description="all processes are gone", timeout=30)
+    wait_until(lambda: run is None or not run.exists(), description="the run's folder is gone", timeout=30)
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_run_ends_its_servers(inner_run: Callable[..., Child], tmp_path: Path, workers: str) -> None:
+    """One server of each make for all workers, one private one, and none of them after the run."""
+    outcome = inner_run(workers)
+
+    outcome.expect_success(120)
+    worker, orphan, private = 1, 1, 1
+    assert len(pids(tmp_path)) == len(postgres.available()) + private + orphan + worker
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_disturbed_run_ends_its_servers(
+    inner_run: Callable[..., Child], tmp_path: Path, workers: str, signum: signal.Signals
+) -> None:
+    """Nor after a Ctrl-C, nor when pytest itself is killed."""
+    run = inner_run(workers, WAIT="1")
+    wait_until((tmp_path / "waits").exists, description="the last inner test waits", timeout=120)
+
+    run.send(signum)
+    run.wait(60)
+
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("name", postgres.available())
+def test_databases_are_isolated(name: str) -> None:
+    """What one test writes, no other sees; the template is prepared once."""
+    server = postgres.Server(**keeping.request(name))
+    prepare = "tests.unit.test_kit:make_table"
+
+    with postgres.fresh_database(server, prepare=prepare) as one, postgres.fresh_database(server, prepare=prepare) as two:
+        for url, expected in ((one, 1), (two, 1)):
+            engine = create_engine(url)
+            with engine.begin() as connection:
+                connection.execute(text("INSERT INTO prepared VALUES (1)"))
+                assert connection.execute(text("SELECT count(*) FROM prepared")).scalar() == expected
+            engine.dispose()
+    with server.connect() as connection:
+        left = connection.execute("SELECT datname FROM pg_database WHERE datname = ANY(%s)", ([one.split("/")[-1]],))
+        assert left.fetchall() == []
+
+
+def make_table(url: str) -> None:
+    """Prepare a database; leaves its connection open, as a careless migration would."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE prepared (n integer)"))
+    globals().setdefault("left_open", []).append(engine)
+
+
+def test_database_is_dropped_under_its_users(postgres_server: postgres.Server) -> None:
+    """A test that forgets a connection harms nobody."""
+    with postgres.fresh_database(postgres_server) as url:
+        name = url.split("/")[-1].split("?")[0]
+        connection = postgres_server.connect(name)
+
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT 1")
+    connection.close()
+
+
+def test_empty_database_holds_no_table(empty_database_url: str) -> None:
+    """The migrations' own tests start from nothing."""
+    engine = create_engine(empty_database_url)
+
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_database_is_migrated(database_url: str) -> None:
+    """Every other test starts from the newest schema, without rows."""
+    engine = create_engine(database_url)
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM action_logs")).scalar() == 0
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", postgres.available())
+def test_private_server_survives_a_crash(private_postgres: Callable[..., postgres.Server], name: str) -> None:
+    """Fault tests stop and crash their own server; what was committed is there again."""
+    server = private_postgres(name)
+    with server.connect() as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS n")
+        assert connection.execute("SHOW fsync").fetchone() == ("on",)
+    before = server.pid
+
+    server.restart("immediate")
+
+    assert server.pid not in (None, before)
+    with server.connect() as connection:
+        assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(("interrupt", "expected"), [("default", "default_int_handler"), ("ignored", "SIG_IGN")])
+def test_child_has_the_chosen_interrupt(children: Processes, interrupt: str, expected: str) -> None:
+    """A Prefect worker behaves differently under the two, so tests must not inherit one by chance."""
+    child = children.python(
+        "-c", "import signal; print(repr(signal.getsignal(signal.SIGINT)))", interrupt=interrupt  # pyright: ignore[reportArgumentType]
+    )
+
+    assert expected in child.expect_success()
+
+
+def test_paused_child_does_not_run(children: Processes) -> None:
+    """SIGSTOP is how a zombie is made."""
+    child = children.python("-c", "import itertools\nfor n in itertools.count(): print(n, flush=True)")
+    wait_until(lambda: child.output, description="the child counts")
+
+    child.pause()
+    size = child.stdout.stat().st_size
+    time.sleep(0.1)
+    assert child.stdout.stat().st_size == size
+
+    child.resume()
+    wait_until(lambda: child.stdout.stat().st_size > size, description="the child counts on")
+    assert child.kill() == -signal.SIGKILL
+
+
+def test_grandchildren_are_ended_too(children: Processes) -> None:
+    """A worker's flow runs live in sessions of their own and would outlive it."""
+    code = (
+        "import subprocess, sys; "
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True).pid)"
+    )
+    grandchild = int(children.python("-c", code).expect_success())
+    assert exists(grandchild)
+
+    children.end_all()
+
+    assert not exists(grandchild)
+
+
+def test_settings_of_the_machine_are_gone(tmp_path: Path) -> None:
+    """A developer's own Prefect profile or database must not decide what is tested."""
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / "prefect-home")
+    assert not [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]
+
+
+def test_waiting_in_vain_says_for_what() -> None:
+    """A test that times out must be readable without a debugger."""
+    with pytest.raises(AssertionError, match="until pigs fly; last answer: 0"):
+        wait_until(lambda: 0, description="pigs fly", timeout=0.05)
+
+
+def test_free_port_can_be_listened_on() -> None:
+    """Ports are random, so that runs beside each other don't meet."""
+    assert 1024 < free_port() < 65536
+
+
+@pytest.mark.xdist_group("prefect")
+def test_flow_in_the_test_reaches_the_shared_server(prefect_api: PrefectServer) -> None:
+    """In-process flows are visible on the server that other processes see."""
+    from prefect import flow
+
+    @flow(name="kit-in-process")
+    def in_process() -> int:
+        return 7
+
+    assert in_process() == 7
+    runs = prefect_api.post("flow_runs/filter", {"flows": {"name": {"any_": ["kit-in-process"]}}})
+    assert [run["state_type"] for run in runs] == ["COMPLETED"]
+
+
+@pytest.mark.xdist_group("prefect")
+@pytest.mark.parametrize("interrupt", ["default", "ignored"])
+def test_worker_ends_as_its_interrupt_says(children: Processes, prefect_server: PrefectServer, interrupt: str) -> None:
+    """An idle worker ends on SIGTERM under both dispositions."""
+    pool = f"kit-{interrupt}"
+    create_process_pool(children, prefect_server, pool)
+    worker = start_worker(children, prefect_server, pool, interrupt=interrupt)  # pyright: ignore[reportArgumentType]
+
+    worker.terminate()
+
+    worker.wait(60)
