@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, inspect
 from sqlalchemy.orm import Session, scoped_session
@@ -15,7 +16,7 @@ from prefect_claim_dispatch.engines import create, translated
 from prefect_claim_dispatch.errors import ConfigurationError
 from prefect_claim_dispatch.schema import actions_table
 
-Bind = Engine | Connection | Session | str | None
+Bind = Engine | Connection | Session | scoped_session[Any] | str | None
 
 
 @cache
@@ -62,7 +63,7 @@ def table_named(name: str | None = None, configured: settings_module.Settings | 
 
 
 @contextmanager
-def transaction(bind: Bind) -> Iterator[Connection]:
+def transaction(bind: Bind) -> Generator[Connection]:
     """A connection in a transaction: joined where the caller has one, begun and committed here where it hands an engine or a URL.
 
     A `Connection` or `Session` is joined and never committed, rolled back or closed. What the database raises inside somebody else's

@@ -16,7 +16,7 @@ from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn, cast
 from uuid import UUID
 
-from pydantic import SecretBytes, SecretStr
+from pydantic import Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from prefect_claim_dispatch.errors import InvalidActionError, InvalidPayloadError
@@ -48,10 +48,12 @@ def encode(value: object, limits: Limits) -> str:
     Raises:
         InvalidActionError: `limits.error`, when it can't be stored as it is.
     """
-    if _is_plain(value, limits.max_depth, [limits.max_bytes]):
-        text = _encode_plain(value, limits)
-        if text is not None:
-            return text
+    left = [limits.max_bytes]
+    is_plain = _is_plain(value, limits.max_depth, left)
+    if left[0] < 0:
+        raise limits.error(too_large(limits.what, limits.max_bytes))
+    if is_plain and (text := _encode_plain(value, limits)) is not None:
+        return text
     writer = Writer(limits)
     writer.write(value)
     text = "".join(writer.pieces)
@@ -140,6 +142,8 @@ class Writer:
                 self._put(self._float(value))
             case datetime() | date() | time() | timedelta() | UUID() | Decimal():
                 self._put(encode_basestring(self._leaf(value)))
+            case Secret() | SecretStr() | SecretBytes():
+                self._refuse("is a secret, and payloads are stored in plain text", "pass a reference to it")
             case list() | tuple():
                 self._array(cast("Sequence[Any]", value))
             case _:
@@ -252,8 +256,6 @@ class Writer:
                 self._refuse("is bytes, which JSON has not", "pass base64 text, or a reference to where the bytes are")
             case set() | frozenset():
                 self._refuse("is a set, which JSON has not", "pass sorted(...)")
-            case SecretStr() | SecretBytes():
-                self._refuse("is a secret, and payloads are stored in plain text", "pass a reference to it")
             case type():
                 self._refuse("is a class", "pass an instance")
             case _:

@@ -65,8 +65,9 @@ class Keeper:
         self._table = table
         self._lease = lease
         self._tally = tally
-        self._changed = threading.Condition()
-        self._written = threading.Condition(self._changed)
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._written = threading.Condition(lock)
         self._held: dict[Key, _Held] = {}
         self._marks: dict[Key, _Held] = {}
         self._verdicts: dict[Key, _Held] = {}

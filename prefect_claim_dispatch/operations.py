@@ -1,7 +1,8 @@
 """Operations: what a person on call does to the table: look, cancel, retry, reschedule, prune.
 
-Connection first, like publishing: a `Connection` or `Session` is joined and never committed, an engine or URL gets a transaction of its own.
-Each change names the status it starts from in its WHERE, so that a claim that comes in between is never disturbed.
+Connection first, like publishing: a `Connection` or `Session` is joined and never committed, an engine or URL gets a
+transaction of its own. Each change names the status it starts from in its WHERE, so that a claim that comes in between
+is never disturbed.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def find(
     table: str | None = None,
     **where: Unpack[Where],
 ) -> list[ActionRow]:
-    """Up to *limit* actions (None: all) that match everything asked for, newest first. Rows that are no JSON come as they are.
+    """Up to *limit* actions (None: all) that match everything asked for, newest first; of broken JSON, the text.
 
     Raises:
         ConfigurationError: a status that does not exist, a negative age, a limit below 1.
@@ -87,9 +88,7 @@ def find(
         return [action_row(row) for row in connection.execute(query, filters.parameters(dialect))]
 
 
-def find_ids(
-    bind: Bind, *, ids: Ids | None = None, table: str | None = None, **where: Unpack[Where]
-) -> list[int]:
+def find_ids(bind: Bind, *, ids: Ids | None = None, table: str | None = None, **where: Unpack[Where]) -> list[int]:
     """The ids of all actions that match, in order: what a bulk change is about to touch."""
     filters, wanted = filters_of(ids, where), databases.table_named(table)
     with databases.transaction(bind) as connection:
@@ -120,9 +119,9 @@ def cancel(
     table: str | None = None,
     **where: Unpack[Where],
 ) -> list[int]:
-    """Cancel pending actions by id or filter; returns the ids that are cancelled now. *reason* becomes an entry of `errors`.
+    """Cancel pending actions by id or filter; returns the ids that are cancelled now.
 
-    Claimed actions are being worked on and stay as they are; so do settled ones.
+    *reason* becomes an entry of `errors`. Claimed actions are being worked on and stay as they are; so do settled ones.
 
     Raises:
         ConfigurationError: neither ids nor a filter was given.
@@ -144,9 +143,7 @@ def cancel(
         return sorted(connection.execute(operate.cancel(wanted, dialect), parameters).scalars())
 
 
-def retry(
-    bind: Bind, ids: Ids | None = None, *, table: str | None = None, **where: Unpack[Where]
-) -> list[int]:
+def retry(bind: Bind, ids: Ids | None = None, *, table: str | None = None, **where: Unpack[Where]) -> list[int]:
     """Make dead or cancelled actions pending again, due now, with all attempts before them; returns their ids.
 
     Raises:
@@ -192,7 +189,7 @@ def prune(
 ) -> list[int]:
     """Delete up to *limit* actions that were settled longer ago than *older_than*, oldest first; returns their ids.
 
-    Call it again until it returns none: each call is a short transaction. A pruned idempotency key may be published anew.
+    Call it again until it returns none: each call is a short transaction. A pruned key may be published anew.
 
     Raises:
         ConfigurationError: a status that is not terminal, a negative age, a limit below 1.

@@ -25,7 +25,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, Final, Protocol, cast
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES
 from prefect_claim_dispatch.encoding import (
@@ -114,7 +114,7 @@ def _encode_object(value: object, limits: Limits) -> str:
 
 def _holds_secret(value: Any) -> bool:
     match value:
-        case SecretStr() | SecretBytes():
+        case Secret() | SecretStr() | SecretBytes():
             return True
         case BaseModel():
             return _holds_secret(dict(value))

@@ -24,9 +24,11 @@ from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.outcomes import Snooze
 from prefect_claim_dispatch.policies import RetryPolicy
 
-Source = Callable[..., Any] | Task[..., Any] | Flow[..., Any]
+Source = Callable[..., Any]
+"""A function, a `Task` or a `Flow`: all of them can be called."""
+
 Facts = Callable[[Action], Mapping[str, Any]]
-AnySource = TypeVar("AnySource", bound=Source)
+AnySource = TypeVar("AnySource", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Processor:
     @property
     def function(self) -> Callable[..., Any]:
         """The author's function itself."""
-        return self.source.fn if isinstance(self.source, Task | Flow) else self.source
+        return _function(self.source)
 
     @property
     def is_flow(self) -> bool:
@@ -177,8 +179,8 @@ def processor(
     options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
 
     def register(source: AnySource) -> AnySource:
-        if isinstance(source, Task | Flow) and options != TaskOptions(timeout=timeout):
-            msg = f"processor {type_!r}: put retries into the {type(source).__name__.lower()}'s own decorator"
+        if _function(source) is not source and options != TaskOptions(timeout=timeout):
+            msg = f"processor {type_!r}: put retries into the task's or flow's own decorator"
             raise RegistrationError(msg)
         new = Processor(
             pattern=type_,
@@ -217,8 +219,12 @@ def load_modules(modules: tuple[str, ...]) -> None:
             raise RegistrationError(msg) from error
 
 
+def _function(source: Any) -> Callable[..., Any]:
+    return source.fn if isinstance(source, Task | Flow) else source  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
 def _place(source: Source) -> str:
-    function = inspect.unwrap(source.fn if isinstance(source, Task | Flow) else source)
+    function = inspect.unwrap(_function(source))
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name

@@ -22,6 +22,7 @@ from prefect_claim_dispatch.errors import InvalidActionError, InvalidKeyError, I
 from prefect_claim_dispatch.inserting import Row, insert
 from prefect_claim_dispatch.moments import Eligible
 from prefect_claim_dispatch.payloads import Payload
+from prefect_claim_dispatch.settings import Settings
 from prefect_claim_dispatch.statements import publish as statements
 
 CHUNK_ROWS: Final = 1_000
@@ -89,9 +90,10 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
         DatabaseError: as `publish`.
     """
     receipts: list[Receipt] = []
+    settings = configured()
     with ExitStack() as stack:
         connection: Connection | None = None
-        for chunk in _chunks(_row_or_none(_draft_intent(draft)) for draft in drafts):
+        for chunk in _chunks(_row_or_none(_draft_intent(draft), settings) for draft in drafts):
             table = next((row.table for row in chunk if row is not None), None)
             if connection is None and table is not None:
                 connection = _joined_atomically(stack, bind, table)
@@ -151,7 +153,7 @@ class Publisher:
 
 
 def _publish(bind: Bind, intent: Intent) -> Receipt:
-    row = _row_or_none(intent)
+    row = _row_or_none(intent, configured())
     if row is None:
         return _SKIPPED
     with databases.transaction(bind) as connection:
@@ -165,7 +167,7 @@ def _draft_intent(draft: Any) -> Intent:
     return draft.intent
 
 
-def _row_or_none(intent: Intent) -> Row | None:
+def _row_or_none(intent: Intent, settings: Settings) -> Row | None:
     """The row that *intent* makes; None when a gate says no."""
     if intent.type is None:
         msg = "the draft has no type; call .type('email.welcome')"
@@ -185,7 +187,7 @@ def _row_or_none(intent: Intent) -> Row | None:
         "idempotency_key": intent.idempotency_key,
         "ordering_key": intent.ordering_key,
     }
-    return Row(databases.table_named(intent.table, configured()), values, intent.on_conflict)
+    return Row(databases.table_named(intent.table, settings), values, intent.on_conflict)
 
 
 def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from sqlalchemy import Row
 
@@ -22,7 +22,8 @@ TEXTS: Final = ("type", "idempotency_key", "ordering_key", "claimed_by", "run_id
 class ActionRow:
     """One row of the action table. Instants are aware and in UTC; None also where what stands there is no instant.
 
-    `payload` is as stored, reserved keys included; where it is no JSON, the raw text. `errors` leaves out what is no object.
+    `payload` is as stored, reserved keys included; where it is no JSON, the raw text. `errors` leaves out what is no
+    object.
     """
 
     id: int
@@ -53,10 +54,7 @@ class ActionRow:
     def as_dict(self) -> dict[str, Any]:
         """The columns, ready for JSON: instants in ISO 8601."""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in values.items()
-        }
+        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +121,7 @@ def _backlog(due: int, age: timedelta | None, expired_leases: int) -> dict[str, 
 
 def action_row(row: Row[Any]) -> ActionRow:
     """The row of a `find` statement, decoded."""
-    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    values = {column.name: getattr(row, column.name) for column in fields(ActionRow)}
     values |= {name: lenient_instant(values[name]) for name in INSTANTS}
     values |= {name: lenient_text(values[name]) for name in TEXTS}
     values["status"] = ActionStatus(values["status"])
@@ -156,7 +154,8 @@ def lenient_json(raw: Any) -> Any:
 def lenient_errors(raw: Any) -> tuple[Mapping[str, Any], ...]:
     """The entries of an `errors` column; what is no object is left out."""
     errors = lenient_json(raw)
-    return tuple(error for error in errors if isinstance(error, dict)) if isinstance(errors, list) else ()  # pyright: ignore[reportUnknownVariableType] - JSON
+    entries = cast("list[Any]", errors) if isinstance(errors, list) else []
+    return tuple(cast("Mapping[str, Any]", error) for error in entries if isinstance(error, dict))
 
 
 def lenient_instant(raw: Any) -> datetime | None:

@@ -20,7 +20,7 @@ Statuses = str | Iterable[str]
 
 
 class Where(TypedDict, total=False):
-    """Which actions are meant; what is left out does not matter. `older_than` looks at `created_at`, by the database's clock."""
+    """Which actions are meant; what is left out does not matter. Ages are of `created_at`, by the database's clock."""
 
     type: str | None
     status: Statuses | None

@@ -1,17 +1,19 @@
-"""Fixtures of all tests: a database of their own, child processes, a Prefect server; and isolation from the machine's settings.
+"""Fixtures of all tests: databases, child processes, a Prefect server; and isolation from the machine.
 
-``database_url`` and ``empty_database_url`` run a test once per database: SQLite, the wheel's PostgreSQL, and the system's where installed.
+``database_url`` and ``empty_database_url`` run a test once per database: SQLite, the wheel's PostgreSQL, and the
+system's where installed.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.kit import keeping, postgres, processes
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
@@ -48,9 +50,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=DATABASES)
-def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Callable[[], Path]
-) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[str]:
     """The URL of a freshly migrated database, dropped after the test; once per database."""
     with _database(request.param, tmp_path, sqlite_template) as url:
         yield url
@@ -96,7 +96,7 @@ def private_postgres() -> Iterator[Callable[..., postgres.Server]]:
     folders: list[Path] = []
 
     def start(name: str | None = None, *, durable: bool = True) -> postgres.Server:
-        # In the run's folder, so that the keeper finds it even when this process is killed; a socket's path must be short.
+        # In the run's folder: the keeper finds it even when this process is killed, and a socket's path must be short.
         folder = keeping.run_folder() / f"p{os.getpid()}-{len(folders)}-{os.urandom(2).hex()}"
         folders.append(folder)
         return postgres.start(name or next(iter(postgres.available())), folder, durable=durable)
@@ -115,16 +115,19 @@ def children(tmp_path: Path) -> Iterator[Processes]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> PrefectServer:
-    """A Prefect server, shared by the whole run: never stop it, and name pools, deployments and flows as only your test does."""
+    """A Prefect server, shared by the whole run: never stop it, and use names of pools and flows that only you use."""
     return PrefectServer(**keeping.request("prefect"))
 
 
 @pytest.fixture
-def prefect_api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[PrefectServer]:
+def prefect_api(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[PrefectServer]:
     """The shared Prefect server, set for flows that run in the test's own process and for the children it starts."""
     for name, value in prefect_server.env.items():
         monkeypatch.setenv(name, value)
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # a second and more, only where wanted
+    # Importing Prefect takes a second and more, so only where it is wanted.
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url, PREFECT_HOME: tmp_path / "prefect-home"}):
         yield prefect_server
@@ -152,7 +155,7 @@ def shared_postgres(name: str) -> postgres.Server:
 
 
 @contextmanager
-def _sqlite(folder: Path, template: Callable[[], Path] | None) -> Iterator[str]:
+def _sqlite(folder: Path, template: Callable[[], Path] | None) -> Generator[str]:
     file = folder / f"{os.urandom(4).hex()}.db"
     if template:
         shutil.copy(template(), file)

@@ -1,7 +1,7 @@
 """The command line ``claim-dispatch``: publish, look, act, migrate, run.
 
-Answers go to standard output and everything else to standard error. Exit codes: 0 done, 1 the operation failed, 2 wrong usage.
-Heavy things (Prefect, Alembic) are imported by the commands that need them, so that ``--help`` answers at once.
+Answers go to standard output and everything else to standard error. Exit codes: 0 done, 1 the operation failed, 2 wrong
+usage. Heavy things (Prefect, Alembic) are imported by the commands that need them, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def main() -> NoReturn:
     """Run the command of `sys.argv` and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal without UTF-8 must not end a command in the middle
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 must not end a command in the middle
     sys.exit(run(sys.argv[1:]))
 
 
@@ -62,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); the interpreter's own flush at exit must not complain either.
+        # Whoever read our output has seen enough (`| head`); the flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # noqa: BLE001 - the last resort: one line instead of a traceback

@@ -60,7 +60,7 @@ def retry(
     """
     common = common or Common()
     allowed = operations.RETRYABLE
-    task = _task("retried", ids, allowed, selection, caution, common)
+    task = _task("retried", ids, allowed, selection=selection, caution=caution, common=common)
     return task.carry_out(lambda engine, batch: operations.retry(engine, batch, table=common.table))
 
 
@@ -82,10 +82,8 @@ def cancel(
     """
     common = common or Common()
     allowed = (ActionStatus.PENDING,)
-    task = _task("cancelled", ids, allowed, selection, caution, common)
-    return task.carry_out(
-        lambda engine, batch: operations.cancel(engine, batch, reason=reason, table=common.table)
-    )
+    task = _task("cancelled", ids, allowed, selection=selection, caution=caution, common=common)
+    return task.carry_out(lambda engine, batch: operations.cancel(engine, batch, reason=reason, table=common.table))
 
 
 def reschedule(
@@ -111,11 +109,9 @@ def reschedule(
         raise UsageError(msg)
     common = common or Common()
     allowed = (ActionStatus.PENDING,)
-    task = _task("rescheduled", ids, allowed, selection, caution, common)
+    task = _task("rescheduled", ids, allowed, selection=selection, caution=caution, common=common)
     return task.carry_out(
-        lambda engine, batch: operations.reschedule(
-            engine, batch, end_at=end_at, delay=delay, table=common.table
-        )
+        lambda engine, batch: operations.reschedule(engine, batch, end_at=end_at, delay=delay, table=common.table)
     )
 
 
@@ -224,6 +220,7 @@ def _task(
     done: str,
     ids: tuple[int, ...],
     allowed: tuple[ActionStatus, ...],
+    *,
     selection: Selection | None,
     caution: Caution | None,
     common: Common,

@@ -104,7 +104,7 @@ class Common:
         Raises:
             DatabaseError: it is not, or the database can't be reached.
         """
-        from prefect_claim_dispatch import migrations  # Alembic, which --help does without
+        from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic, which --help does without
 
         engine = databases.engine_for(self.database_url)
         with engines.translated(), engine.connect() as connection:

@@ -56,9 +56,7 @@ def complain(text: str, *, label: str = "error: ") -> None:
     console(stderr=True).print(line, soft_wrap=True)
 
 
-def print_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = ""
-) -> None:
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = "") -> None:
     """A table for people. Columns whose heading is among the words of *right* are flush right."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for heading in headings:
@@ -102,6 +100,4 @@ def _cell(value: Any) -> Text:
     if isinstance(value, int):
         return Text(f"{value:,}" if value else "·", style="" if value else "dim")
     text = printable("" if value is None else value)
-    return Text(
-        text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…", style=STYLES.get(text, "")
-    )
+    return Text(text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…", style=STYLES.get(text, ""))

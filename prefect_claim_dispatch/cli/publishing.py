@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, UsageError, parsed_json
 from prefect_claim_dispatch.cli.output import print_json, say
-from prefect_claim_dispatch.drafts import Receipt
+from prefect_claim_dispatch.drafts import Draft, Receipt
+from prefect_claim_dispatch.publishing import Publisher, publish_many
 from prefect_claim_dispatch.publishing import publish as publish_action
 
 STDIN = "-"
@@ -108,19 +108,25 @@ def _check_lines(payload: str, options: PublishOptions) -> None:
 
 
 def _publish_lines(type_: str, keywords: dict[str, Any], common: Common) -> None:
-    documents = (
-        parsed_json(f"line {number}", line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip()
+    drafts = (
+        _draft(type_, parsed_json(f"line {number}", line), keywords, common.table)
+        for number, line in enumerate(sys.stdin.buffer, 1)
+        if line.strip()
     )
-    with databases.transaction(common.checked_engine()) as connection:
-        receipts = [
-            publish_action(connection, type_, document, **keywords, table=common.table)
-            for document in documents
-        ]
+    receipts = publish_many(common.checked_engine(), drafts)
     if common.json:
         print_json({"receipts": [_as_dict(receipt) for receipt in receipts]})
     else:
         outcomes = Counter(receipt.outcome for receipt in receipts)
         say(", ".join(f"{outcome} {number:,}" for outcome, number in outcomes.items()) or "no lines")
+
+
+def _draft(type_: str, document: Any, keywords: dict[str, Any], table: str | None) -> Draft:
+    draft = Publisher(table=table).draft(type_).payload(document).priority(keywords["priority"])
+    when = keywords["end_at"] or keywords["delay"]
+    draft = draft if when is None else draft.eligible_at(when)
+    draft = draft if keywords["ordering_key"] is None else draft.ordering_key(keywords["ordering_key"])
+    return draft if keywords["rules"] is None else draft.rules(keywords["rules"])
 
 
 def _as_dict(receipt: Receipt) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from prefect_claim_dispatch.errors import MissingExtraError
 from prefect_claim_dispatch.reports import DispatchReport
 
 NOW = timedelta(0)
+STDOUT, STDERR = 1, 2
 VERDICTS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
 
 
@@ -48,16 +50,17 @@ def run(
     # A console script does not look for modules where the user stands; `python -m` does.
     sys.path.insert(0, str(Path.cwd()))
     with _needs_prefect("claim-dispatch run"):
-        from prefect_claim_dispatch.flow import run_claim_flow
-    report = run_claim_flow(
-        processors=processors or None,
-        limit=limit,
-        until=until,
-        lease=lease,
-        stay=stay,
-        database_url=common.database_url,
-        table=common.table,
-    )
+        from prefect_claim_dispatch.flow import run_claim_flow  # noqa: PLC0415 - Prefect, if it is installed
+    with _output_to_stderr():
+        report = run_claim_flow(
+            processors=processors or None,
+            limit=limit,
+            until=until,
+            lease=lease,
+            stay=stay,
+            database_url=common.database_url,
+            table=common.table,
+        )
     if common.json:
         print_json(report.as_dict())
     else:
@@ -74,18 +77,32 @@ def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = Fal
     """
     del debug  # `cli.run` looks at it
     with _needs_prefect("claim-dispatch demo"):
-        from prefect_claim_dispatch.demo.run import main
+        from prefect_claim_dispatch.demo.run import main  # noqa: PLC0415 - Prefect, if it is installed
     return main(directory=directory, keep=keep)
 
 
 @contextmanager
-def _needs_prefect(what: str) -> Iterator[None]:
+def _needs_prefect(what: str) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "prefect":
             raise
         raise MissingExtraError(what, "prefect") from error
+
+
+@contextmanager
+def _output_to_stderr() -> Generator[None]:
+    """Turn the descriptor itself aside: what processors and their children print must not mix with the report."""
+    sys.stdout.flush()
+    standard_output = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(standard_output, STDOUT)
+        os.close(standard_output)
 
 
 def _print_report(report: DispatchReport) -> None:

@@ -23,7 +23,7 @@ def register(app: App) -> None:
 @db.command
 def upgrade(*, common: Common | None = None) -> None:
     """Create the table, or bring it to the newest revision. Safe to run by several at once, and again."""
-    from prefect_claim_dispatch import migrations
+    from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic, which --help does without
 
     common = common or Common()
     table = databases.table_named(common.table)
@@ -45,7 +45,7 @@ def upgrade(*, common: Common | None = None) -> None:
 @db.command
 def current(*, common: Common | None = None) -> None:
     """Say which revision the table is at, and which is the newest."""
-    from prefect_claim_dispatch import migrations
+    from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic, which --help does without
 
     common = common or Common()
     table = databases.table_named(common.table)
@@ -65,7 +65,7 @@ def sql(*, dialect: Literal["postgresql", "sqlite"] | None = None, common: Commo
         dialect: For which database; the one of the URL if not given.
         common: Database, table, and how to answer.
     """
-    from prefect_claim_dispatch import migrations
+    from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic, which --help does without
 
     common = common or Common()
     table = databases.table_named(common.table)

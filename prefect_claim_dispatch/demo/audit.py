@@ -37,7 +37,7 @@ def audited(engine: Engine, mail_keys: Sequence[str], call_keys: Sequence[str]) 
     """Compare the table with the sinks. *mail_keys* are the Message-IDs and *call_keys* the idempotency keys of what arrived."""
     rows = operations.find(engine, limit=None)
     crashed = [row for row in rows if _has_crashed(row)]
-    counted = Counter((row.type, row.status) for row in rows)
+    counted = Counter((row.type, str(row.status)) for row in rows)
     complaints = shortfalls(dict(counted))
     findings: list[str] = []
     for name, type_, keys in (

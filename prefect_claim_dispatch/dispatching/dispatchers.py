@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from prefect import Flow
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_claim_dispatch.dispatching.runs import Desk
@@ -62,7 +62,7 @@ class RoutingDispatcher:
 
     def __init__(self, concurrency: int, runner: TaskRunner[Any] | None = None) -> None:
         # Our own runner: tasks that submit tasks to the runner that they themselves occupy would wait for ever.
-        self._runner = runner or ThreadPoolTaskRunner(max_workers=concurrency)
+        self._runner: TaskRunner[Any] = runner or ThreadPoolTaskRunner[Any](max_workers=concurrency)
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="claim-dispatch-subflow")
         desk = Desk()
         self._is_abandoned = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from prefect import Flow, Task
@@ -60,8 +60,9 @@ Find = Callable[[ActionReference], Work]
 
 def _task(processor: Processor, find: Find) -> Task[..., Any]:
     body = _task_body(processor, find)
+    task: Task[..., Any]
     if isinstance(processor.source, Task):
-        task = copy.copy(processor.source)
+        task = copy.copy(cast("Task[..., Any]", processor.source))  # pyright: ignore[reportUnknownMemberType]
         task.fn = body
         task.task_run_name = RUN_NAME
     else:
@@ -83,8 +84,7 @@ def _task(processor: Processor, find: Find) -> Task[..., Any]:
 
 
 def _flow(processor: Processor, find: Find) -> Flow[..., Any]:
-    assert isinstance(processor.source, Flow)  # noqa: S101 - the caller dispatches by it
-    flow: Flow[..., Any] = copy.copy(processor.source)
+    flow = copy.copy(cast("Flow[..., Any]", processor.source))
     flow.fn = _flow_body(processor, find)
     flow.flow_run_name = RUN_NAME
     # Flow parameters are stored and shown, and their values go into the error log when they don't fit: the reference is the only one.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze

@@ -1,7 +1,7 @@
 """Migrations of the action table: an Alembic environment inside the package, which needs no alembic.ini.
 
-Each table has a version table of its own beside it, ``<table>_version``, so that the application's Alembic and ours never meet. An
-application that owns its migrations uses the metadata of :func:`prefect_claim_dispatch.schema.actions_table` instead.
+Each table has a version table of its own beside it, ``<table>_version``, so that the application's Alembic and ours
+never meet. An application that owns its migrations uses the metadata of `schema.actions_table` instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from prefect_claim_dispatch.schema import DEFAULT_TABLE, actions_table
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 
-# Alembic's `op` and `context` are globals of the process: two threads that migrate at once would migrate each other's tables.
+# Alembic's `op` and `context` are globals of the process: two threads at once would migrate each other's tables.
 _ALEMBIC: Final = threading.Lock()
 
 
@@ -57,8 +57,8 @@ def upgrade(url: str, *, table: str = DEFAULT_TABLE, schema: str | None = None) 
         _check_known(wanted, before)
         if before is None and inspect(connection).has_table(wanted.name, schema=schema):
             msg = (
-                f"table {wanted.fullname} exists, but has no {version_table_name(table)}: it was made from the metadata, "
-                "so the migrations of the application that made it must change it"
+                f"table {wanted.fullname} exists, but has no {version_table_name(table)}: it was made from the "
+                "metadata, so the migrations of the application that made it must change it"
             )
             raise DatabaseError(msg)
         if before == newest_revision():
@@ -174,7 +174,7 @@ def _config(table: Table, output: io.StringIO | None = None) -> Config:
 
 
 @contextmanager
-def _connected(url: str, schema: str | None) -> Iterator[Connection]:
+def _connected(url: str, schema: str | None) -> Generator[Connection]:
     engine = engines.create(url)
     try:
         _refuse_schema_on_sqlite(engine.dialect.name, schema)
@@ -188,7 +188,7 @@ def _connected(url: str, schema: str | None) -> Iterator[Connection]:
 
 
 @contextmanager
-def _refusals_explained() -> Iterator[None]:
+def _refusals_explained() -> Generator[None]:
     try:
         yield
     except ProgrammingError as error:

@@ -10,21 +10,24 @@ from alembic import context
 
 def _run() -> None:
     attributes = context.config.attributes
-    options = {
-        "version_table": attributes["version_table"],
-        "version_table_schema": attributes["schema"],
-        "transactional_ddl": True,
-    }
+    name, schema = attributes["version_table"], attributes["schema"]
     if context.is_offline_mode():
         # With psycopg's own parameter style every percent sign in the text would be doubled.
         context.configure(
             dialect_name=attributes["dialect_name"],
             dialect_opts={"paramstyle": "named"},
             literal_binds=True,
-            **options,
+            version_table=name,
+            version_table_schema=schema,
+            transactional_ddl=True,
         )
     else:
-        context.configure(connection=attributes["connection"], **options)
+        context.configure(
+            connection=attributes["connection"],
+            version_table=name,
+            version_table_schema=schema,
+            transactional_ddl=True,
+        )
     with context.begin_transaction():
         context.run_migrations()
 

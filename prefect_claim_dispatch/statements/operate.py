@@ -48,14 +48,14 @@ from prefect_claim_dispatch.statements import NAME
 TERMINAL: Final = tuple(status for status in ActionStatus if status.is_terminal)
 CANCELLED_TYPES: Final = {"id": BigInteger(), "claim_count": BigInteger(), "errors": Text()}
 
-# What Python can hold in every time zone. PostgreSQL stores 'infinity' and years before Christ, which psycopg refuses to read.
+# What Python can hold in every time zone. PostgreSQL stores 'infinity' and years B.C.; psycopg can't read them.
 FIRST_INSTANT: Final = datetime(1, 1, 3, tzinfo=UTC)
 LAST_INSTANT: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which actions are meant; None leaves a question open. `older_than` looks at `created_at` by the database's clock."""
+    """Which actions are meant; None leaves it open. Ages are of `created_at`, by the database's clock."""
 
     type: str | None = None
     statuses: tuple[ActionStatus, ...] = ()
@@ -69,7 +69,10 @@ class Filters:
 
 
 def matches(table: Table, dialect: str, filters: Filters) -> ColumnElement[bool]:
-    """True for the rows that *filters* speak of. By the primary key, ``uq_*_key``, ``ix_*_due`` or ``ix_*_settled``, whatever fits."""
+    """True for the rows that *filters* speak of.
+
+    By the primary key, ``uq_*_key``, ``ix_*_due`` or ``ix_*_settled``, whatever fits.
+    """
     c = table.c
     conditions: list[ColumnElement[bool]] = []
     if filters.ids is not None:
@@ -110,7 +113,10 @@ def find_ids(table: Table, dialect: str, filters: Filters) -> Select[Any]:
 
 
 def count(table: Table, dialect: str) -> Select[Any]:
-    """One row for each (type, status) with its number, what of it is due, since when, and how many leases are over. Reads the table."""
+    """One row for each (type, status): its number, how many are due, since when, how many leases are over.
+
+    Reads the whole table.
+    """
     c = table.c
     is_due = and_(status_is(c.status, ActionStatus.PENDING), c.end_at <= now())
     is_expired = and_(status_is(c.status, ActionStatus.CLAIMED), c.lease_expires_at < now())
@@ -143,7 +149,7 @@ def cancellable(table: Table, dialect: str, filters: Filters) -> Select[Any]:
 
 
 def cancel(table: Table, dialect: str) -> Update:
-    """Make the bound rows cancelled that are still pending after as many claims; returns their ids. By the primary key."""
+    """Make the bound rows cancelled that are still pending after as many claims; returns their ids. By the key."""
     rows = parameter_rows(dialect, "cancelled", **CANCELLED_TYPES)
     c = table.c
     errors = rows.c.errors if dialect == SQLITE else cast(rows.c.errors, json_type())
@@ -187,9 +193,7 @@ def retry(table: Table, dialect: str, filters: Filters, statuses: Sequence[Actio
 def reschedule(table: Table, dialect: str, filters: Filters, moment: Moment) -> Update:
     """Move pending rows to an instant, or to the database's now plus a delay; returns their ids."""
     moved = now_plus(moment.delay_seconds) if moment.end_at is None else moment.end_at
-    return _change(table, dialect, filters, [ActionStatus.PENDING], "reschedule").values(
-        end_at=moved, updated_at=now()
-    )
+    return _change(table, dialect, filters, [ActionStatus.PENDING], "reschedule").values(end_at=moved, updated_at=now())
 
 
 def prune(
@@ -217,9 +221,7 @@ def count_prunable(table: Table, older_than: timedelta, statuses: Sequence[Actio
     )
 
 
-def _was_settled_before(
-    table: Table, older_than: timedelta, statuses: Sequence[ActionStatus]
-) -> ColumnElement[bool]:
+def _was_settled_before(table: Table, older_than: timedelta, statuses: Sequence[ActionStatus]) -> ColumnElement[bool]:
     c = table.c
     return and_(
         status_is(c.status, *statuses),
@@ -228,9 +230,7 @@ def _was_settled_before(
     )
 
 
-def _change(
-    table: Table, dialect: str, filters: Filters, statuses: Sequence[ActionStatus], name: str
-) -> Update:
+def _change(table: Table, dialect: str, filters: Filters, statuses: Sequence[ActionStatus], name: str) -> Update:
     # Locked in order of the ids, or two operators could wait for each other.
     chosen = (
         select(table.c.id)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Delete,
     Float,
     FromClause,
+    Insert,
     Integer,
     ScalarSelect,
     Select,
@@ -27,12 +28,12 @@ from sqlalchemy import (
     delete,
     false,
     func,
+    insert,
     literal_column,
     select,
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
 from prefect_claim_dispatch.actions import ActionStatus
@@ -51,6 +52,8 @@ ROW_TYPES: Final[dict[str, TypeEngine[Any]]] = {
     "idempotency_key": String(),
     "ordering_key": String(),
 }
+# SQLAlchemy has a construct for it, but can't cache a statement with that: it compiles for as long as the insert takes.
+UNLESS_KEY_EXISTS: Final = "ON CONFLICT (type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
 NONE: Final = literal_column("0", Integer)
 COLUMNS: Final = ("type", "payload", "end_at", "priority", "idempotency_key", "ordering_key")
 
@@ -61,9 +64,9 @@ def insert_one(table: Table, dialect: str) -> UpdateBase:
 
     Binds the names of `ROW_TYPES` but ``position``. Without `end_at` it is due ``delay_seconds`` from now.
     """
-    bound = {name: bindparam(name, type_=type_) for name, type_ in ROW_TYPES.items()}
-    statement = _insert(table, dialect).values(_values(bound, dialect))
-    return _unless_key_exists(statement, table).returning(table.c.id).execution_options(**{NAME: "publish"})
+    bound: dict[str, Any] = {name: bindparam(name, type_=type_) for name, type_ in ROW_TYPES.items()}
+    source = _source(bound, dialect)
+    return _insert(table, source).returning(table.c.id).execution_options(**{NAME: "publish"})
 
 
 @cache
@@ -73,16 +76,9 @@ def insert_many(table: Table, dialect: str) -> UpdateBase:
     Ids rise with the positions. Those whose keys exist are passed over. By ``uq_*_key``.
     """
     rows = parameter_rows(dialect, "draft", **ROW_TYPES)
-    values = _values({name: rows.c[name] for name in ROW_TYPES}, dialect)
-    # SQLite needs a WHERE here, to tell ON CONFLICT from a join's ON.
-    source = select(*(values[name] for name in COLUMNS)).where(true()).order_by(rows.c.position)
-    statement = _insert(table, dialect).from_select(COLUMNS, source, include_defaults=False)
+    source = _source(dict(rows.c), dialect).order_by(rows.c.position)
     c = table.c
-    return (
-        _unless_key_exists(statement, table)
-        .returning(c.id, c.type, c.idempotency_key)
-        .execution_options(**{NAME: "publish"})
-    )
+    return _insert(table, source).returning(c.id, c.type, c.idempotency_key).execution_options(**{NAME: "publish"})
 
 
 @cache
@@ -97,12 +93,13 @@ def existing(table: Table, dialect: str) -> Select[Any]:
 def replace_pending(table: Table, dialect: str) -> UpdateBase:
     """Rewrite the still pending actions that hold the keys of ``draft_*``; returns id, type and key.
 
-    By ``uq_*_key`` and then the primary key. What is written is a new intent, so that its attempts are counted from the start; `claim_count` never falls.
+    By ``uq_*_key`` and then the primary key. What is written is a new intent, so its attempts are counted from the
+    start; `claim_count` never falls.
     """
     rows = parameter_rows(dialect, "draft", **ROW_TYPES)
     # The OFFSET keeps the lookup apart from the join, which would else ask it for every pair of rows.
     found = select(_holder(table, rows).label("id"), *rows.c).offset(NONE).subquery("found")
-    values = _values({name: found.c[name] for name in ROW_TYPES}, dialect)
+    values = _values(dict(found.c), dialect)
     c = table.c
     return (
         update(table)
@@ -129,13 +126,14 @@ def nothing(table: Table) -> Delete:
     return delete(table).where(false()).execution_options(**{NAME: "publish_begin"})
 
 
-def _insert(table: Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if dialect == POSTGRESQL else sqlite.insert(table)
+def _insert(table: Table, source: Select[Any]) -> Insert:
+    return insert(table).from_select(COLUMNS, source.suffix_with(UNLESS_KEY_EXISTS), include_defaults=False)
 
 
-def _unless_key_exists(statement: postgresql.Insert | sqlite.Insert, table: Table) -> Any:
-    keyed = table.c.idempotency_key.is_not(None)
-    return statement.on_conflict_do_nothing(index_elements=[table.c.type, table.c.idempotency_key], index_where=keyed)
+def _source(values: dict[str, Any], dialect: str) -> Select[Any]:
+    columns = _values(values, dialect)
+    # SQLite needs a WHERE here, to tell ON CONFLICT from a join's ON.
+    return select(*(columns[name].label(name) for name in COLUMNS)).where(true())
 
 
 def _values(source: dict[str, Any], dialect: str) -> dict[str, ColumnElement[Any]]:

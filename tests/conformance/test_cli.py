@@ -16,7 +16,17 @@ import pytest
 from sqlalchemy import text
 
 from prefect_claim_dispatch import engines, migrations
+from tests.kit.prefect_server import PrefectServer
 
+PRINTING_PROCESSOR = """
+import subprocess
+from prefect_claim_dispatch import processor
+
+@processor("shout")
+def shout(payload):
+    print("from python")
+    subprocess.run(["echo", "from a child"], check=True)
+"""
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
 
 
@@ -271,9 +281,7 @@ def test_wrong_usage_is_told_apart_from_failure(run_anywhere: Run, arguments: Se
     assert "Traceback" not in answer.errors
 
 
-@pytest.mark.parametrize(
-    "command", ["status", "list", "show 1", "publish a", "db upgrade", "db current", "retry 1"]
-)
+@pytest.mark.parametrize("command", ["status", "list", "show 1", "publish a", "db upgrade", "db current", "retry 1"])
 def test_unreachable_database_is_one_line(run_anywhere: Run, command: str) -> None:
     """Without the password, wherever the URL came from."""
     by_option = run_anywhere(*command.split(), "--database-url", NOTHING_LISTENS)
@@ -365,6 +373,49 @@ def test_reader_that_has_seen_enough_is_no_error(run: Run, database_url: str) ->
     with closing(process.stderr):
         assert process.stderr.read() == b""
     assert process.wait(timeout=30) == 1
+
+
+def test_run_reports_one_document(
+    run_anywhere: Run, database_url: str, prefect_server: PrefectServer, tmp_path: Path
+) -> None:
+    """Whatever processors and their children print goes to standard error, where the logs are."""
+    environment = prefect_server.env | {"CLAIM_DISPATCH_DATABASE_URL": database_url}
+    (tmp_path / "printing.py").write_text(PRINTING_PROCESSOR)
+    run_anywhere("publish", "shout", environment=environment)
+
+    answer = run_anywhere("run", "--processors", "printing", "--json", environment=environment)
+
+    assert answer.code == 0, answer.errors
+    assert (answer.document["claimed"], answer.document["processed"], answer.document["failed"]) == (1, 1, 0)
+    assert "from python" in answer.errors
+    assert "from a child" in answer.errors
+
+
+@pytest.mark.parametrize("module", ["nowhere", "broken"])
+def test_processors_that_do_not_import_are_one_line(
+    run_anywhere: Run, database_url: str, tmp_path: Path, module: str
+) -> None:
+    """Nothing is claimed for processors that can't run."""
+    (tmp_path / "broken.py").write_text("def (")
+
+    answer = run_anywhere("run", "--processors", module, environment={"CLAIM_DISPATCH_DATABASE_URL": database_url})
+
+    assert (answer.code, answer.output) == (1, "")
+    assert_one_line(answer.errors)
+    assert module in answer.errors
+
+
+def test_missing_prefect_says_what_to_install() -> None:
+    """A web application installs the package without Prefect, and may still have the command line."""
+    code = (
+        "import sys; sys.modules['prefect'] = None\nfrom prefect_claim_dispatch import cli\nsys.exit(cli.run(['run']))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert "prefect-claim-dispatch[prefect]" in done.stderr
 
 
 def test_help_imports_neither_prefect_nor_alembic() -> None:

@@ -74,7 +74,7 @@ def described(connection: Connection, table: str, schema: str | None) -> dict[st
 
 
 @pytest.mark.parametrize("is_odd", [False, True], ids=["default names", "names with quotes"])
-def test_migrated_table_equals_the_metadata(empty_database_url: str, engine: Engine, is_odd: bool) -> None:  # noqa: FBT001
+def test_migrated_table_equals_the_metadata(empty_database_url: str, engine: Engine, is_odd: bool) -> None:
     """Checks, predicates, defaults, comments and storage included: an application may use either."""
     on_postgresql = engine.dialect.name == "postgresql"
     name = ODD_TABLE if is_odd else "action_logs"
@@ -113,8 +113,7 @@ def test_second_upgrade_finds_nothing_to_do(empty_database_url: str) -> None:
 def test_upgraders_at_once_migrate_once(empty_database_url: str) -> None:
     """Every replica of an application may run the upgrade when it starts."""
     upgraders = [
-        subprocess.Popen([sys.executable, "-c", UPGRADE, empty_database_url], stdout=subprocess.PIPE)
-        for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", UPGRADE, empty_database_url], stdout=subprocess.PIPE) for _ in range(4)
     ]
 
     answers = [upgrader.communicate(timeout=60)[0].decode() for upgrader in upgraders]
@@ -127,8 +126,11 @@ def test_threads_may_upgrade_different_tables_at_once(empty_database_url: str) -
     """Alembic keeps its state in globals; two threads must not migrate each other's tables."""
     names = [f"logs_{number}" for number in range(4)]
 
+    def upgrade(name: str) -> str | None:
+        return migrations.upgrade(empty_database_url, table=name)
+
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda name: migrations.upgrade(empty_database_url, table=name), names))
+        answers = list(pool.map(upgrade, names))
 
     assert answers == [migrations.newest_revision()] * 4
     assert all(migrations.current(empty_database_url, table=name) for name in names)

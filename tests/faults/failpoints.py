@@ -1,14 +1,15 @@
 """Failpoints: die, raise or freeze at a named statement, with no code for it in the package.
 
-The package's statements carry the execution option ``claim_dispatch_statement``. ``CLAIM_DISPATCH_FAILPOINT`` names one, a moment and a fault::
+The package's statements carry the execution option ``claim_dispatch_statement``. ``CLAIM_DISPATCH_FAILPOINT`` names
+one, a moment and a fault::
 
     claim:before:kill            SIGKILL oneself just before the claim is sent
-    settle:after:stop            SIGSTOP oneself after the statement was executed, its transaction still open
+    settle:after:stop            SIGSTOP oneself once it was executed, its transaction still open
     claim:after-commit:kill      ... once the COMMIT of a transaction with that statement has returned
     renew:before:raise:3         raise `FailpointError`, the third time only
 
-Importing this module arms it when the variable is set, so a child process needs no more than to import it, as one of its ``--processors``
-for example. Listeners sit on the class `Engine`: every engine counts, older ones too.
+Importing this module arms it when the variable is set, so a child process needs no more than to import it, as one of
+its ``--processors`` for example. Listeners sit on the class `Engine`: every engine counts, older ones too.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _before_cursor_execute(
     _statement: str,
     _parameters: Any,
     context: ExecutionContext | None,
-    _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
+    _executemany: bool,
 ) -> None:
     name = _name(context)
     if name:
@@ -142,7 +143,7 @@ def _after_cursor_execute(
     _statement: str,
     _parameters: Any,
     context: ExecutionContext | None,
-    _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
+    _executemany: bool,
 ) -> None:
     _reached(_name(context), "after")
 
@@ -152,8 +153,8 @@ def _forget(connection: Connection) -> None:
 
 
 def _wrap_commit() -> None:
-    # SQLAlchemy's "commit" event comes before the COMMIT and there is none after it. Both drivers' dialects, and the async ones, use
-    # this method of the base class. It is given the pooled connection, whose `info` is that of `Connection`.
+    # SQLAlchemy's "commit" event comes before the COMMIT and there is none after it. Both drivers' dialects, and the
+    # async ones, use this method of the base class. It is given the pooled connection, whose `info` is `Connection`'s.
     commit = DefaultDialect.do_commit
 
     def do_commit(self: DefaultDialect, dbapi_connection: PoolProxiedConnection) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
+
 from tests.faults.failpoints import VARIABLE, Failpoint, FailpointError, arm, disarm
 from tests.kit.processes import Child, Processes
 
-# The toy: `claim` adds a row in a transaction and `settle` another in the next; SQLite begins explicitly, as the package's engines do.
+# Each statement named in the arguments adds a row in a transaction. SQLite begins explicitly, as the package's engines
+# do.
 TOY = """
 import sys
 import tests.faults.failpoints
@@ -28,7 +30,8 @@ if engine.dialect.name == "sqlite":
 
 with engine.connect() as connection:
     for name in sys.argv[2:]:
-        connection.execute(text("INSERT INTO toy VALUES (:name)").execution_options(claim_dispatch_statement=name), {"name": name})
+        insert = text("INSERT INTO toy VALUES (:name)").execution_options(claim_dispatch_statement=name)
+        connection.execute(insert, {"name": name})
         print(name, "executed", flush=True)
         connection.execute(text("SELECT 1"))
         connection.commit()
@@ -71,7 +74,7 @@ def rows(toy: Engine) -> list[str]:
 def test_kill_strikes_at_its_moment(
     children: Processes, toy: Engine, failpoint: str, printed: list[str], committed: list[str]
 ) -> None:
-    """Before and after lose the open transaction; after-commit has it on disk, though the caller never learned of it."""
+    """Before and after lose the open transaction; after-commit has it on disk, though the caller never learned it."""
     child = run(children, toy, failpoint, "claim", "settle")
 
     assert child.wait() == -signal.SIGKILL, child.errors
@@ -139,7 +142,19 @@ def test_rolled_back_statement_is_not_committed(toy: Engine) -> None:
     assert rows(toy) == ["x"]
 
 
-@pytest.mark.parametrize("wrong", ["", "claim", "claim:before", "claim:during:kill", "claim:before:kil", "claim:before:kill:0", ":before:kill", "a:before:kill:1:2"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "claim",
+        "claim:before",
+        "claim:during:kill",
+        "claim:before:kil",
+        "claim:before:kill:0",
+        ":before:kill",
+        "a:before:kill:1:2",
+    ],
+)
 def test_misspelt_failpoint_is_refused(wrong: str) -> None:
     """A failpoint that never strikes would let a fault test pass that proves nothing."""
     with pytest.raises(ValueError, match="failpoint must be"):

@@ -1,4 +1,4 @@
-"""Real parts to test against: PostgreSQL, a Prefect server, child processes that can be killed, and waiting without sleeping.
+"""Real parts to test against: PostgreSQL, a Prefect server, child processes to kill, and waiting without sleep.
 
 Nothing here imports the package under test.
 """

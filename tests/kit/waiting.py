@@ -14,7 +14,8 @@ POLL_SECONDS = 0.02
 def wait_until(predicate: Callable[[], T], *, description: str, timeout: float = 10.0) -> T:
     """What *predicate* answers as soon as it is true.
 
-    *description* completes the sentence "waited ... until"; *timeout* is in seconds. What the predicate raises passes unchanged.
+    *description* completes the sentence "waited ... until"; *timeout* is in seconds. What the predicate raises passes
+    unchanged.
 
     Raises:
         AssertionError: it was not true in time; the message holds the description and the last answer.

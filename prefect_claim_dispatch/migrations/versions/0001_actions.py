@@ -1,6 +1,7 @@
 """The action table, its constraints, indexes and storage parameters.
 
-History, so everything is spelled out and nothing is taken from `schema`: what this revision made must not change when the schema does.
+History, so everything is spelled out and nothing is taken from `schema`: what this revision made must not change when
+the schema does.
 """
 
 from __future__ import annotations
@@ -73,9 +74,7 @@ def _columns(now: sa.TextClause) -> list[sa.Column[Any]]:
         _required("end_at", INSTANT, now, "Earliest eligible time; retry and snooze move it"),
         _required("priority", sa.SmallInteger(), "0", "Higher first among due actions"),
         _optional("idempotency_key", sa.String(255), "Unique within a type"),
-        _optional(
-            "ordering_key", sa.String(255), "Actions that share one run one at a time, lowest id first"
-        ),
+        _optional("ordering_key", sa.String(255), "Actions that share one run one at a time, lowest id first"),
         _required("status", sa.Text(), "'pending'", "pending, claimed, processed, dead or cancelled"),
         _optional("claimed_at", INSTANT, "Set by claim, null again when pending"),
         _optional("claimed_by", sa.Text(), "Prefect flow run that holds the claim"),
@@ -130,10 +129,7 @@ def _sqlite_checks(name: str) -> list[sa.CheckConstraint]:
         "AND typeof(type) = 'text'"
     )
     return [
-        *(
-            sa.CheckConstraint(sortable.format(column), name=f"ck_{name}_{column}_text")
-            for column in INSTANTS
-        ),
+        *(sa.CheckConstraint(sortable.format(column), name=f"ck_{name}_{column}_text") for column in INSTANTS),
         sa.CheckConstraint(numbers, name=f"ck_{name}_types"),
     ]
 
@@ -151,13 +147,11 @@ def _create_indexes(name: str, schema: str | None) -> None:
     ]
     for index, columns, predicate, unique in indexes:
         where = sa.text(predicate)
-        op.create_index(
-            index, name, columns, unique=unique, schema=schema, postgresql_where=where, sqlite_where=where
-        )
+        op.create_index(index, name, columns, unique=unique, schema=schema, postgresql_where=where, sqlite_where=where)
 
 
 def _storage() -> list[sa.DDL]:
-    # Why: dead entries of settled rows stand in the way of claims, and statistics of a moment's state mislead the planner.
+    # Dead entries of settled rows stand in the way of claims; statistics of a moment's state mislead the planner.
     return [
         sa.DDL(
             "ALTER TABLE %(fullname)s SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, "

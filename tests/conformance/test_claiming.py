@@ -1,0 +1,647 @@
+"""Claims: which actions, in what order, how many; what the row says then; and rows that somebody else wrote."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, delete, select, text, update
+from sqlalchemy.exc import IntegrityError
+from tests.kit.tables import (
+    LEASE,
+    TABLE,
+    add,
+    add_many,
+    by_status,
+    change,
+    claim_blindly,
+    claim_due,
+    columns,
+    expire_leases,
+    make_due,
+    row,
+    statements_of,
+    verdicts,
+)
+from tests.kit.waiting import wait_until
+
+from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch.claiming import MAX_LANES, Lane
+from prefect_claim_dispatch.outcomes import Failed, Processed, Released
+from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.schema import actions_table
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+FAILED = Failed(error_type="E", message="m")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on a database with an empty action table."""
+    engine = engines.create(database_url)
+    yield engine
+    engine.dispose()
+
+
+def raw_connection(url: str) -> Any:
+    """The driver alone, as an application in another language would use it."""
+    if url.startswith("sqlite"):
+        return sqlite3.connect(url.removeprefix("sqlite:///"))
+    return psycopg.connect(url.replace("postgresql+psycopg", "postgresql"))
+
+
+# Order and number
+
+
+def test_claim_takes_highest_priority_then_earliest_then_lowest_id(engine: Engine) -> None:
+    """The order that the README promises; ids alone would let a late urgent action wait behind a backlog."""
+    later, urgent, early, twin, first = add_many(
+        engine,
+        [
+            {"due_in": -10},
+            {"due_in": -10, "priority": 5},
+            {"end_at": LONG_AGO},
+            {"end_at": LONG_AGO},
+            {"due_in": -5, "priority": 9},
+        ],
+    )
+
+    claimed = claim_due(engine)
+
+    assert [raw.id for raw in claimed] == [first, urgent, early, twin, later]
+
+
+def test_order_holds_across_types(engine: Engine) -> None:
+    """Types are separate lanes of the index; which one is served must be decided by the actions, not by the alphabet."""
+    ids = add_many(
+        engine,
+        [
+            {"type": type_, "priority": priority, "end_at": LONG_AGO + timedelta(seconds=second)}
+            for second, (type_, priority) in enumerate(
+                [("z", 0), ("a", 0), ("m", 1), ("a", 1), ("z", -1), ("m", 0), ("a", -1), ("z", 1), ("a", 0), ("z", 0)]
+            )
+        ],
+    )
+    wanted = [ids[position] for position in (2, 3, 7, 0, 1, 5, 8, 9, 4, 6)]
+
+    taken: list[int] = []
+    while claimed := claim_due(engine, limit=3):
+        taken += [raw.id for raw in claimed]
+
+    assert taken == wanted
+
+
+def test_claim_takes_no_more_than_its_limit(engine: Engine) -> None:
+    """A crash strands what was claimed, so a claim must never take more than it was told to."""
+    add_many(engine, [{"type": type_, "priority": priority} for type_ in "abc" for priority in (0, 1) for _ in range(5)])
+
+    claimed = claim_due(engine, limit=7)
+
+    assert len(claimed) == 7
+    assert by_status(engine) == {"pending": 23, "claimed": 7}
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_claim_of_nothing_asks_nothing(engine: Engine, limit: int) -> None:
+    """No free slot: no statement."""
+    add(engine)
+    lane = Lane(type="a", priority=0, end_at=LONG_AGO)
+
+    with statements_of(engine) as sent:
+        assert claiming.claim(engine, TABLE, [lane], limit=limit, lease=LEASE, claimed_by="run") == []
+        assert claiming.claim(engine, TABLE, [], limit=5, lease=LEASE, claimed_by="run") == []
+
+    assert sent == []
+
+
+def test_claim_finds_nothing_where_nothing_is_due(engine: Engine) -> None:
+    """Between survey and claim somebody else may have taken it all: no error, no row changed."""
+    add(engine, due_in=3600)
+
+    assert claim_blindly(engine, ("a", 0), ("b", 7)) == []
+    assert by_status(engine) == {"pending": 1}
+
+
+def test_claim_takes_only_the_lanes_it_was_asked_for(engine: Engine) -> None:
+    """Types that nobody registered stay pending, however long they have been due."""
+    stray = add(engine, "stray", end_at=LONG_AGO, priority=9)
+    other = add(engine, "mine", priority=3)
+    mine = add(engine, "mine")
+
+    claimed = claim_blindly(engine, ("mine", 0))
+
+    assert [raw.id for raw in claimed] == [mine]
+    assert (row(engine, stray).status, row(engine, other).status) == ("pending", "pending")
+
+
+def test_lanes_may_come_in_any_order(engine: Engine) -> None:
+    """The statement wants them by priority; a caller must not have to know."""
+    low, high = add(engine, "a", priority=-3), add(engine, "b", priority=3)
+
+    claimed = claim_blindly(engine, ("a", -3), ("b", 3), limit=1)
+
+    assert [raw.id for raw in claimed] == [high]
+    assert row(engine, low).status == "pending"
+
+
+def test_more_lanes_than_one_statement_names_are_claimed_in_turn(engine: Engine) -> None:
+    """A thousand tenants with a type each must not make a statement that the database refuses."""
+    add_many(engine, [{"type": f"tenant.{number}"} for number in range(MAX_LANES + 10)])
+
+    first, second = claim_due(engine), claim_due(engine)
+
+    assert (len(first), len(second)) == (MAX_LANES, 10)
+
+
+# The clock
+
+
+def test_nothing_is_claimed_before_its_time(engine: Engine) -> None:
+    """S8: by the database's clock, asked in the claim itself, whatever the survey or the application believes."""
+    add(engine, due_in=30)
+    due = add(engine, due_in=0)
+
+    claimed = claim_blindly(engine, ("a", 0))
+
+    assert [raw.id for raw in claimed] == [due]
+
+
+def test_until_leaves_what_is_due_later(engine: Engine) -> None:
+    """A run that catches up with yesterday takes nothing of today."""
+    old = add(engine, end_at=LONG_AGO)
+    add(engine, end_at=LONG_AGO + timedelta(days=1))
+
+    claimed = claim_due(engine, until=LONG_AGO)
+
+    assert [raw.id for raw in claimed] == [old]
+
+
+def test_until_in_the_future_claims_nothing_early(engine: Engine) -> None:
+    """`until` can only narrow: no argument makes an action run before its time."""
+    add(engine, due_in=30)
+
+    assert claim_due(engine, until=datetime.now(UTC) + timedelta(days=1)) == []
+    assert claim_blindly(engine, ("a", 0)) == []
+
+
+# What the row says
+
+
+def test_claim_writes_its_columns_and_no_others(engine: Engine) -> None:
+    """Design §3, column by column."""
+    id_ = add(engine, payload={"user": 7}, priority=2, idempotency_key="k", ordering_key="o")
+    before = columns(engine, id_)
+
+    (raw,) = claim_due(engine, lease=timedelta(seconds=90), claimed_by="flow-run-1")
+
+    after = columns(engine, id_)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"status", "claimed_at", "claimed_by", "claim_count", "lease_expires_at", "updated_at"}
+    assert (after["status"], after["claimed_by"], after["claim_count"]) == ("claimed", "flow-run-1", 1)
+    assert after["claimed_at"] == after["updated_at"]
+    assert after["lease_expires_at"] - after["claimed_at"] == timedelta(seconds=90)
+    assert (raw.id, raw.type, raw.claim_count, raw.fail_count, raw.claimed_by) == (id_, "a", 1, 0, "flow-run-1")
+
+
+def test_claimed_row_becomes_an_action(engine: Engine) -> None:
+    """What a processor gets; the reserved keys are taken out of its payload."""
+    payload = {"user": 7, "__meta": {"source": "signup"}, "__rules": {"==": [1, 1]}}
+    id_ = add(engine, "email.welcome", payload=payload, priority=2, idempotency_key="k", end_at=LONG_AGO)
+
+    (raw,) = claim_due(engine)
+    action = raw.action()
+
+    assert (action.id, action.type, action.attempt, action.claim_count) == (id_, "email.welcome", 1, 1)
+    assert (action.payload, action.meta, action.rules) == ({"user": 7}, {"source": "signup"}, {"==": [1, 1]})
+    assert (action.priority, action.idempotency_key, action.end_at) == (2, "k", LONG_AGO)
+    assert action.created_at == row(engine, id_).created_at
+    assert action.lease_holds
+
+
+def test_lease_is_judged_shorter_here_than_there(engine: Engine) -> None:
+    """The local clock starts before the statement is sent: it may give up too early, never too late."""
+    add(engine)
+
+    (raw,) = claim_due(engine, lease=timedelta(seconds=30))
+
+    in_table = row(engine, raw.id)
+    assert raw.lease.remaining() <= in_table.lease_expires_at - in_table.now
+    assert raw.lease.holds
+
+
+def test_next_claim_forgets_the_last_run(engine: Engine) -> None:
+    """A row that is claimed but not begun must not point to the run of an earlier attempt."""
+    id_ = add(engine)
+    (raw,) = claim_due(engine)
+    settling.settle(engine, TABLE, verdicts(FAILED, [raw]), {id_: "task-run-1"})
+    make_due(engine, id_)
+
+    (again,) = claim_due(engine)
+
+    assert (row(engine, id_).run_id, again.claim_count, again.fail_count) == (None, 2, 1)
+    assert [error["kind"] for error in again.errors] == ["failed"]
+
+
+def test_claim_is_committed_when_it_returns(engine: Engine, database_url: str) -> None:
+    """Nothing may run under a claim that a crash would roll back."""
+    id_ = add(engine)
+
+    claim_due(engine)
+
+    with closing(raw_connection(database_url)) as other:
+        cursor = other.execute(f"SELECT status FROM action_logs WHERE id = {id_}")
+        assert cursor.fetchone() == ("claimed",)
+
+
+def test_claimed_action_is_not_claimed_again(engine: Engine) -> None:
+    """S1."""
+    add(engine)
+
+    assert len(claim_due(engine)) == 1
+    assert claim_blindly(engine, ("a", 0)) == []
+
+
+def test_claim_count_rises_with_every_claim(engine: Engine) -> None:
+    """S1: the fence. Failure, release and rescue alike leave it where it is, and the next claim lifts it."""
+    id_ = add(engine)
+    counts: list[int] = []
+
+    for outcome in (FAILED, Released(), None, FAILED):
+        make_due(engine, id_)
+        (raw,) = claim_due(engine)
+        counts.append(raw.claim_count)
+        if outcome is None:
+            expire_leases(engine, id_)
+            rescue(engine, TABLE, lambda _: None, limit=10)
+        else:
+            settling.settle(engine, TABLE, verdicts(outcome, [raw]))
+
+    assert counts == [1, 2, 3, 4]
+    assert row(engine, id_).claim_count == 4
+
+
+def test_claimers_at_once_share_the_backlog(engine: Engine) -> None:
+    """S1 in miniature; `tests/faults/test_race.py` has it with processes and thousands of rows."""
+    ids = add_many(engine, [{} for _ in range(200)])
+    together = threading.Barrier(4)
+
+    def claim_until_empty() -> list[int]:
+        taken: list[int] = []
+        together.wait()
+        while claiming.survey(engine, TABLE).due():
+            taken += [raw.id for raw in claim_due(engine, limit=7)]
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [future.result() for future in [pool.submit(claim_until_empty) for _ in range(4)]]
+
+    assert sorted(id_ for part in taken for id_ in part) == ids
+
+
+# Rows that others write
+
+
+@pytest.mark.parametrize("end_at", ["CURRENT_TIMESTAMP", None], ids=["clock of the database", "default"])
+def test_plain_insert_is_enough(engine: Engine, database_url: str, end_at: str | None) -> None:
+    """The table is the contract: any language may INSERT, with no more than a type."""
+    names, values = ("type, payload, end_at", f"'a', '{{\"user\": 7}}', {end_at}") if end_at else ("type", "'a'")
+    with closing(raw_connection(database_url)) as driver:
+        driver.execute(f"INSERT INTO action_logs ({names}) VALUES ({values})")
+        driver.commit()
+
+    (raw,) = claim_due(engine)
+
+    assert raw.action().payload == ({"user": 7} if end_at else {})
+
+
+def test_parameters_of_the_driver_are_enough(engine: Engine, database_url: str) -> None:
+    """The very line of design §3, by psycopg or sqlite3 alone."""
+    with closing(raw_connection(database_url)) as driver:
+        if isinstance(driver, sqlite3.Connection):
+            driver.execute(
+                "INSERT INTO action_logs (type, payload, end_at) VALUES (?, ?, datetime('now', '-1 second'))",
+                ("a", json.dumps({"user": 7})),
+            )
+        else:
+            driver.execute(
+                "INSERT INTO action_logs (type, payload, end_at) VALUES (%s, %s, now())",
+                ("a", json.dumps({"user": 7})),
+            )
+        driver.commit()
+
+    (raw,) = claim_due(engine)
+
+    assert raw.action().payload == {"user": 7}
+
+
+@pytest.mark.parametrize("modifier", ["+1 hour", "-1 hour"])
+def test_sqlite_compares_its_own_clock_with_ours(sqlite_url: str, modifier: str) -> None:
+    """Instants on SQLite are text; what `datetime('now')` wrote must sort among what we wrote."""
+    engine = engines.create(sqlite_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"INSERT INTO action_logs (type, end_at) VALUES ('a', datetime('now', '{modifier}'))")
+
+    claimed = claim_blindly(engine, ("a", 0))
+
+    assert len(claimed) == (1 if modifier == "-1 hour" else 0)
+    engine.dispose()
+
+
+HOSTILE = {
+    "sqlite": [
+        "'not json'",
+        "''",
+        "'[1, 2]'",
+        "'null'",
+        "x'ff00fe'",
+        "CAST(x'7b22ff227d' AS TEXT)",
+        "7",
+        "1.5",
+        "'" + "[" * 10_000 + "]" * 10_000 + "'",
+        '\'{"n": ' + "9" * 5_000 + "}'",
+        '\'{"__meta": [1]}\'',
+        "'{\"a\": 1} x'",
+    ],
+    "postgresql": [
+        "'[1, 2]'",
+        "'null'",
+        "'7'",
+        "'\"text\"'",
+        "'" + "[" * 6_000 + "]" * 6_000 + "'",
+        '\'{"n": ' + "9" * 5_000 + "}'",
+        "('{\"n\": ' || repeat('[', 5000) || repeat(']', 5000) || '}')::jsonb",
+        '\'{"__meta": [1]}\'',
+    ],
+}
+
+
+def test_hostile_payloads_harm_only_themselves(engine: Engine) -> None:
+    """L2: one bad row throws away its batch in the package that this one is modelled on."""
+    hostile = HOSTILE[engine.dialect.name]
+    with engine.begin() as connection:
+        for payload in hostile:
+            connection.exec_driver_sql(f"INSERT INTO action_logs (type, payload) VALUES ('bad', {payload})".replace("%", "%%"))
+    add_many(engine, [{"type": "good", "payload": {"user": number}} for number in range(3)])
+    make_due(engine, *range(1, len(hostile) + 1))
+
+    claimed = claim_due(engine)
+
+    assert len(claimed) == len(hostile) + 3
+    for raw in claimed:
+        if raw.type == "good":
+            assert "user" in raw.action().payload
+        else:
+            with pytest.raises((ValueError, TypeError, RecursionError)):
+                raw.action()
+            assert raw.reference == f"bad #{raw.id} (attempt 1)"
+
+
+def test_deepest_nesting_is_claimed(engine: Engine) -> None:
+    """10,000 levels, as far as the database itself takes them: claimed with the others, and undecodable for itself alone."""
+    nested = "[" * 10_000 + "]" * 10_000
+    try:
+        with engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO action_logs (type, payload) VALUES ('a', CAST(:nested AS JSON))")
+                if engine.dialect.name == "postgresql"
+                else text("INSERT INTO action_logs (type, payload) VALUES ('a', :nested)"),
+                {"nested": nested},
+            )
+    except Exception as error:  # a server with a small stack
+        pytest.skip(f"this database refuses such a row itself: {type(error).__name__}")
+    good = add(engine)
+
+    claimed = claim_due(engine)
+
+    assert good in [raw.id for raw in claimed]
+    with pytest.raises((ValueError, TypeError, RecursionError)):
+        next(raw for raw in claimed if raw.id != good).action()
+
+
+@pytest.mark.parametrize(
+    "errors", ["'{\"a\": 1}'", "'[1, \"x\", null]'", "'null'", "'7'", "'not json'", "x'ff'", "'" + "[" * 5_000 + "]" * 5_000 + "'"]
+)
+def test_hostile_errors_are_left_out(engine: Engine, errors: str) -> None:
+    """`errors` is for people; what is no list of objects is dropped when the next entry is written."""
+    if engine.dialect.name == "postgresql" and errors in ("'not json'", "x'ff'"):
+        pytest.skip("jsonb refuses it")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"INSERT INTO action_logs (type, errors) VALUES ('a', {errors})")
+
+    (raw,) = claim_blindly(engine, ("a", 0))
+
+    assert raw.errors == ()
+    settled = settling.settle(engine, TABLE, verdicts(FAILED, [raw]))
+    assert settled == {raw.id}
+    assert [error["kind"] for error in row(engine, raw.id).errors] == ["failed"]
+
+
+def test_unreadable_text_harms_only_itself(sqlite_url: str) -> None:
+    """SQLite stores any bytes as text; a claim must survive reading them."""
+    engine = engines.create(sqlite_url)
+    with engine.begin() as connection:
+        for column in ("idempotency_key", "claimed_by", "run_id"):
+            connection.exec_driver_sql(f"INSERT INTO action_logs (type, {column}) VALUES ('a', CAST(x'ff41' AS TEXT))")
+        connection.exec_driver_sql("INSERT INTO action_logs (type, idempotency_key) VALUES ('a', x'00ff')")
+    good = add(engine)
+
+    claimed = claim_due(engine)
+
+    assert len(claimed) == 5
+    assert good in [raw.id for raw in claimed]
+    engine.dispose()
+
+
+def test_lane_with_an_unreadable_name_is_passed_over(sqlite_url: str) -> None:
+    """A type that is no text can belong to no processor; it must not stand in the way of one that can."""
+    engine = engines.create(sqlite_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO action_logs (type, priority) VALUES (CAST(x'ff41' AS TEXT), 9)")
+    good = add(engine)
+
+    claimed = claim_due(engine)
+
+    assert [raw.id for raw in claimed] == [good]
+    engine.dispose()
+
+
+# One at a time: ordering keys
+
+
+def test_actions_of_one_key_run_one_at_a_time(engine: Engine) -> None:
+    """However many slots are free and types are asked for: of one key, one."""
+    first, second = add(engine, "a", ordering_key="user:42"), add(engine, "b", ordering_key="user:42", priority=9)
+    free = add(engine, "a"), add(engine, "a", ordering_key="user:43")
+
+    claimed = claim_due(engine)
+
+    assert sorted(raw.id for raw in claimed) == [first, *free]
+    assert claim_due(engine) == []
+    assert row(engine, second).status == "pending"
+
+
+def test_next_of_the_key_follows_when_the_first_is_terminal(engine: Engine) -> None:
+    """In order of id, whatever their end_at and priority say."""
+    ids = add_many(
+        engine, [{"ordering_key": "k", "due_in": -seconds, "priority": seconds} for seconds in (1, 3, 2)]
+    )
+    taken: list[int] = []
+
+    while claimed := claim_due(engine):
+        taken += [raw.id for raw in claimed]
+        settling.settle(engine, TABLE, verdicts(Processed(), claimed))
+
+    assert taken == ids
+
+
+def test_follower_waits_for_the_next_attempt_of_the_first(engine: Engine) -> None:
+    """The second must not overtake a first that failed and waits for its back-off, or "in order" means nothing."""
+    first, second = add_many(engine, [{"ordering_key": "k"}] * 2)
+    settling.settle(engine, TABLE, verdicts(FAILED, claim_due(engine)))
+
+    assert claim_due(engine) == []
+
+    make_due(engine, first)
+    (again,) = claim_due(engine)
+    assert again.id == first
+    settling.settle(engine, TABLE, verdicts(Processed(), [again]))
+    assert [raw.id for raw in claim_due(engine)] == [second]
+
+
+def test_action_of_the_future_holds_nobody_back(engine: Engine) -> None:
+    """A reminder for next year must not block its user's mails until then; once due, it comes first."""
+    reminder, mail = add(engine, ordering_key="k", due_in=3600), add(engine, ordering_key="k")
+
+    claimed = claim_due(engine)
+
+    assert [raw.id for raw in claimed] == [mail]
+    make_due(engine, reminder)
+    assert claim_due(engine) == []  # the mail runs
+    settling.settle(engine, TABLE, verdicts(Processed(), claimed))
+    assert [raw.id for raw in claim_due(engine)] == [reminder]
+
+
+def test_stray_type_of_the_same_key_comes_first(engine: Engine) -> None:
+    """The key orders actions, not types: one that nobody here may run still goes before."""
+    add(engine, "stray", ordering_key="k")
+    add(engine, "mine", ordering_key="k")
+
+    assert claim_due(engine, "mine") == []
+
+
+def test_two_claimers_never_run_one_key_twice(engine: Engine) -> None:
+    """Keys with several due actions each, two claimers at once: at no moment two of one key."""
+    add_many(engine, [{"ordering_key": f"k{number % 5}"} for number in range(40)])
+    together = threading.Barrier(2)
+    taken: list[int] = []
+
+    def work() -> None:
+        together.wait()
+        while claiming.survey(engine, TABLE).due():
+            claimed = claim_due(engine, limit=3)
+            keys = [raw.row.ordering_key for raw in claimed]
+            assert len(keys) == len(set(keys))
+            taken.extend(raw.id for raw in claimed)
+            assert settling.settle(engine, TABLE, verdicts(Processed(), claimed)) == {raw.id for raw in claimed}
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(work) for _ in range(2)]:
+            future.result()
+
+    assert sorted(taken) == list(range(1, 41))
+
+
+def test_unique_index_has_the_last_word(engine: Engine) -> None:
+    """Two claimers that look at different moments can both find their row the first; the index lets only one of them write."""
+    first, second = add_many(engine, [{"ordering_key": "k"}] * 2)
+    claim_due(engine)
+
+    with pytest.raises(IntegrityError):
+        change(engine, second, status="claimed", claimed_at=LONG_AGO, lease_expires_at=LONG_AGO, claim_count=1)
+
+    assert (row(engine, first).status, row(engine, second).status) == ("claimed", "pending")
+
+
+def test_claim_that_meets_another_of_its_key_takes_the_rest(postgres_url: str) -> None:
+    """The claim that loses at the index is not an error: it is asked again, and finds the key taken."""
+    engine = engines.create(postgres_url)
+    hidden, visible = add(engine, ordering_key="k", due_in=3600), add(engine, ordering_key="k")
+    free = add(engine)
+    with engine.connect() as rival:
+        # As the rival sees it, the first is due by now and not claimed yet: it claims it, and commits while our claim waits at the index.
+        rival.execute(
+            update(TABLE)
+            .where(TABLE.c.id == hidden)
+            .values(status="claimed", claimed_at=LONG_AGO, lease_expires_at=datetime(2100, 1, 1, tzinfo=UTC), claim_count=1)
+        )
+        with ThreadPoolExecutor(1) as pool:
+            ours = pool.submit(claim_due, engine)
+            _wait_until_blocked(engine)
+            rival.commit()
+            claimed = ours.result()
+
+    assert [raw.id for raw in claimed] == [free]
+    assert row(engine, visible).status == "pending"
+    engine.dispose()
+
+
+def test_locked_rows_are_passed_over(postgres_url: str) -> None:
+    """`SKIP LOCKED`: an operator's open transaction, or another claimer, holds back its own rows and no others; the limit is filled."""
+    engine = engines.create(postgres_url)
+    ids = add_many(engine, [{"type": type_, "end_at": LONG_AGO + timedelta(seconds=n)} for n, type_ in enumerate("abababab")])
+    with engine.begin() as other:
+        other.execute(select(TABLE.c.id).where(TABLE.c.id.in_(ids[:3])).with_for_update())
+
+        claimed = claim_due(engine, limit=4)
+
+    assert [raw.id for raw in claimed] == ids[3:7]
+    engine.dispose()
+
+
+def test_row_changed_since_the_claim_looked_is_looked_at_again(postgres_url: str) -> None:
+    """Settled, cancelled or postponed between the claim's snapshot and its lock: then it is not due any more, whatever the snapshot says."""
+    engine = engines.create(postgres_url)
+    cancelled, postponed, deleted, due = add_many(engine, [{}] * 4)
+    with engine.begin() as connection:
+        # A view of the table whose rows make the claim wait when it looks at them, so that there is a moment between looking and locking.
+        connection.exec_driver_sql(
+            "CREATE FUNCTION waits(bigint) RETURNS boolean LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(77); RETURN true; END $$"
+        )
+        connection.exec_driver_sql("CREATE VIEW slow AS SELECT * FROM action_logs WHERE waits(id)")
+    lane = Lane(type="a", priority=0, end_at=LONG_AGO)
+    with engine.connect() as gate:
+        gate.exec_driver_sql("SELECT pg_advisory_lock(77)")
+        with ThreadPoolExecutor(1) as pool:
+            ours = pool.submit(
+                claiming.claim, engine, actions_table("slow"), [lane], limit=9, lease=LEASE, claimed_by="run"
+            )
+            _wait_until_blocked(engine)
+            change(engine, cancelled, status="cancelled", settled_at=LONG_AGO)
+            change(engine, postponed, end_at=datetime(2100, 1, 1, tzinfo=UTC))
+            with engine.begin() as connection:
+                connection.execute(delete(TABLE).where(TABLE.c.id == deleted))
+            gate.exec_driver_sql("SELECT pg_advisory_unlock(77)")
+            gate.commit()
+            claimed = ours.result()
+
+    assert [raw.id for raw in claimed] == [due]
+    assert (row(engine, cancelled).status, row(engine, postponed).status) == ("cancelled", "pending")
+    engine.dispose()
+
+
+def _wait_until_blocked(engine: Engine) -> None:
+    def is_blocked() -> bool:
+        with engine.connect() as connection:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            return connection.exec_driver_sql(query).scalar_one() > 0
+
+    wait_until(is_blocked, description="the claim waits for a lock")

@@ -1,0 +1,221 @@
+"""The state machine as a table: what each outcome makes of an action, with attempts left and with none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_claim_dispatch.actions import ActionStatus
+from prefect_claim_dispatch.outcomes import (
+    MAX_ERROR_LENGTH,
+    Cancel,
+    Crashed,
+    Failed,
+    Outcome,
+    Processed,
+    Released,
+    Snooze,
+    Unprocessable,
+)
+from prefect_claim_dispatch.policies import KEPT_ERRORS, RetryPolicy, settlement_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claimed action, as far as a verdict looks at it."""
+
+    id: int = 42
+    claim_count: int = 7
+    fail_count: int = 0
+    errors: tuple[dict[str, Any], ...] = field(default=())
+
+
+POLICY = RetryPolicy(max_attempts=3, backoff=timedelta(seconds=10), backoff_max=timedelta(hours=1))
+FRESH, LAST = Claim(fail_count=0), Claim(fail_count=2)
+FAILED = Failed(error_type="ValueError", message="no such user")
+UNPROCESSABLE = Unprocessable(error_type="ValidationError", message="email: field required")
+SNOOZE = Snooze(timedelta(minutes=5))
+
+OUTCOMES: list[Outcome] = [
+    Processed(),
+    FAILED,
+    Crashed(claimed_by="run"),
+    UNPROCESSABLE,
+    SNOOZE,
+    Cancel("not wanted"),
+    Released(),
+]
+outcomes = st.sampled_from(OUTCOMES)
+claims = st.builds(
+    Claim,
+    id=st.integers(1, 2**63 - 1),
+    claim_count=st.integers(1, 2**40),
+    fail_count=st.integers(0, 2**31 - 2),
+    errors=st.lists(st.fixed_dictionaries({"message": st.text(max_size=20)}), max_size=9).map(tuple),
+)
+policies = st.builds(
+    RetryPolicy,
+    max_attempts=st.integers(1, 100),
+    backoff=st.timedeltas(timedelta(0), timedelta(days=1)),
+    backoff_max=st.timedeltas(timedelta(0), timedelta(days=30)),
+)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "claim", "status", "fail_count", "kind"),
+    [
+        (Processed(), FRESH, "processed", 0, None),
+        (Processed(), LAST, "processed", 2, None),
+        (FAILED, FRESH, "pending", 1, "failed"),
+        (FAILED, LAST, "dead", 3, "failed"),
+        (Crashed(claimed_by="run"), FRESH, "pending", 1, "crashed"),
+        (Crashed(claimed_by="run"), LAST, "dead", 3, "crashed"),
+        (UNPROCESSABLE, FRESH, "dead", 0, "unprocessable"),
+        (UNPROCESSABLE, LAST, "dead", 2, "unprocessable"),
+        (SNOOZE, FRESH, "pending", 0, None),
+        (SNOOZE, LAST, "pending", 2, None),
+        (Cancel("not wanted"), FRESH, "cancelled", 0, "cancelled"),
+        (Cancel("not wanted"), LAST, "cancelled", 2, "cancelled"),
+        (Released(), FRESH, "pending", 0, None),
+        (Released(), LAST, "pending", 2, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Outcome) else None,
+)
+def test_each_outcome_has_its_verdict(outcome: Outcome, claim: Claim, status: str, fail_count: int, kind: str | None) -> None:
+    """The whole state machine, attempts left and used up; an entry in `errors` exactly where there is something to explain."""
+    settlement = settlement_for(outcome, claim, POLICY)
+
+    assert settlement.status == status
+    assert settlement.fail_count == fail_count
+    assert (settlement.errors[-1]["kind"] if settlement.errors else None) == kind
+    assert settlement.outcome is outcome
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
+def test_only_what_waits_gets_a_delay(outcome: Outcome) -> None:
+    """A terminal row keeps its `end_at`, and a released one is due as before: a deploy must not push work into the future."""
+    settlement = settlement_for(outcome, FRESH, POLICY)
+
+    waits = isinstance(outcome, Failed | Crashed | Snooze)
+    assert (settlement.delay is not None) == waits
+
+
+def test_snooze_waits_exactly_as_long_as_asked() -> None:
+    """Jitter is for collisions after failures; a processor that says five minutes means five minutes."""
+    settlement = settlement_for(SNOOZE, FRESH, POLICY)
+
+    assert settlement.delay == timedelta(minutes=5)
+
+
+def test_single_attempt_dies_of_its_first_failure() -> None:
+    """`max_attempts=1` is how a processor says "never twice"."""
+    settlement = settlement_for(FAILED, FRESH, replace(POLICY, max_attempts=1))
+
+    assert (settlement.status, settlement.fail_count) == ("dead", 1)
+
+
+def test_error_says_which_attempt_and_what() -> None:
+    """What the person on call reads first, without the logs."""
+    settlement = settlement_for(FAILED, LAST, POLICY)
+
+    assert settlement.errors is not None
+    assert settlement.errors[-1] == {
+        "attempt": 3,
+        "claim_count": 7,
+        "kind": "failed",
+        "type": "ValueError",
+        "message": "no such user",
+    }
+
+
+@pytest.mark.parametrize("claimed_by", ["flow-run-1", None])
+def test_crash_names_the_holder(claimed_by: str | None) -> None:
+    """The run that died is where its logs are."""
+    settlement = settlement_for(Crashed(claimed_by=claimed_by), FRESH, POLICY)
+
+    assert settlement.errors is not None
+    assert (claimed_by or "holder unknown") in settlement.errors[-1]["message"]
+
+
+def test_only_the_last_errors_are_kept() -> None:
+    """A row that fails for ever must not grow for ever."""
+    old = tuple({"message": str(number)} for number in range(KEPT_ERRORS))
+
+    settlement = settlement_for(FAILED, Claim(errors=old), POLICY)
+
+    assert settlement.errors is not None
+    assert [error["message"] for error in settlement.errors] == ["1", "2", "3", "4", "no such user"]
+
+
+def test_huge_message_is_cut() -> None:
+    """An exception that prints a megabyte must not be written a thousand times in one statement."""
+    settlement = settlement_for(Failed(error_type="E", message="x" * 1_000_000), FRESH, POLICY)
+
+    assert settlement.errors is not None
+    assert len(settlement.errors[-1]["message"]) == MAX_ERROR_LENGTH
+
+
+def test_cancel_reason_is_redacted() -> None:
+    """A reason is often an exception's text, with the URL in it."""
+    settlement = settlement_for(Cancel("postgresql://me:hunter2@db/x is gone"), FRESH, POLICY)
+
+    assert "hunter2" not in json.dumps(settlement.errors)
+
+
+@given(outcome=outcomes, claim=claims, policy=policies)
+def test_verdict_is_pure_and_keeps_the_fence(outcome: Outcome, claim: Claim, policy: RetryPolicy) -> None:
+    """The same question has the same answer, and the answer is about the claim that was asked about."""
+    settlement = settlement_for(outcome, claim, policy)
+
+    assert settlement == settlement_for(outcome, claim, policy)
+    assert (settlement.id, settlement.claim_count) == (claim.id, claim.claim_count)
+
+
+@given(outcome=outcomes, claim=claims, policy=policies)
+def test_verdict_is_bounded(outcome: Outcome, claim: Claim, policy: RetryPolicy) -> None:
+    """S5, and nothing that the columns could not hold: `fail_count` rises by one at most, errors stay few and short."""
+    settlement = settlement_for(outcome, claim, policy)
+
+    assert 0 <= settlement.fail_count - claim.fail_count <= 1
+    assert settlement.status is not ActionStatus.CLAIMED
+    if settlement.fail_count > claim.fail_count and settlement.status is ActionStatus.PENDING:
+        assert settlement.fail_count < policy.max_attempts
+    if settlement.errors is not None:
+        assert len(settlement.errors) <= KEPT_ERRORS
+    if settlement.delay is not None and not isinstance(outcome, Snooze):
+        assert timedelta(0) <= settlement.delay <= policy.backoff_max * 1.1 + timedelta(microseconds=1)
+
+
+@given(policy=policies, failures=st.integers(-5, 2**31), seed=st.text())
+def test_backoff_never_exceeds_its_cap(policy: RetryPolicy, failures: int, seed: str) -> None:
+    """`2 ** fail_count` of a hostile row would be a memory bomb or an overflow; a row of raw SQL may say any number."""
+    delay = policy.delay_after(failures, seed)
+
+    assert timedelta(0) <= delay <= policy.backoff_max * 1.1 + timedelta(microseconds=1)
+
+
+def test_backoff_doubles_up_to_the_cap() -> None:
+    """Within the tenth that jitter moves it either way."""
+    policy = RetryPolicy(backoff=timedelta(seconds=10), backoff_max=timedelta(seconds=60))
+
+    waits = [policy.delay_after(failures, "1:1").total_seconds() for failures in (1, 2, 3, 4, 40)]
+
+    for wait, middle in zip(waits, (10, 20, 40, 60, 60), strict=True):
+        assert middle * 0.9 <= wait <= middle * 1.1
+
+
+def test_jitter_is_deterministic_and_spreads() -> None:
+    """A thousand rows that failed together must not come back together, and a replayed failure must have the same verdict."""
+    policy = RetryPolicy(backoff=timedelta(seconds=100))
+
+    waits = [policy.delay_after(1, f"{id_}:1") for id_ in range(1_000)]
+
+    assert waits == [policy.delay_after(1, f"{id_}:1") for id_ in range(1_000)]
+    assert len(set(waits)) > 300
+    assert max(waits) - min(waits) > timedelta(seconds=15)
