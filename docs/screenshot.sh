@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the demo, then has a real browser take the picture for the README: docs/screenshot.sh [PICTURE]. Wants chromium on PATH.
+# Runs the demo, then has a real browser take the README's pictures of it: docs/screenshot.sh [FOLDER]. Wants chromium on PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-picture=${1:-docs/prefect-ui.png}
+pictures=$(realpath "${1:-docs}")
 python=.venv/bin/python
 folder=$(mktemp -d)
 server=
@@ -23,6 +23,10 @@ request = urllib.request.Request(sys.argv[1], json.dumps(body).encode(), {"Conte
 print(max(json.load(urllib.request.urlopen(request)), key=lambda run: run["total_run_time"])["id"])
 PY
 )
-chromium --headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync \
-  --force-prefers-reduced-motion --hide-scrollbars --window-size=1500,1000 --virtual-time-budget=40000 --user-data-dir="$folder/browser" \
-  --screenshot="$picture" "http://127.0.0.1:$port/runs/flow-run/$run"
+shoot() {
+  chromium --headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update \
+    --disable-sync --force-prefers-reduced-motion --hide-scrollbars --virtual-time-budget=40000 --user-data-dir="$folder/browser" \
+    --window-size="$2" --screenshot="$pictures/$1" "http://127.0.0.1:$port$3" 2>"$folder/browser.log"
+}
+shoot prefect-ui-flow-run.png 1500,500 "/runs/flow-run/$run"
+shoot prefect-ui-runs.png 1500,1000 "/runs?tab=task-runs"

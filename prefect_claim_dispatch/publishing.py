@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Table
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.databases import Bind
+from prefect_claim_dispatch.dialects import SQLITE
 from prefect_claim_dispatch.drafts import Draft, Gate, Intent, OnConflict, Receipt, configured, intent_of
 from prefect_claim_dispatch.errors import InvalidActionError, InvalidKeyError, InvalidTypeError
 from prefect_claim_dispatch.inserting import Row, insert
@@ -207,7 +208,9 @@ def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:
 def _joined_atomically(stack: ExitStack, bind: Bind, table: Table) -> Connection:
     connection = stack.enter_context(databases.transaction(bind))
     if not (bind is None or isinstance(bind, Engine | str)):
-        connection.execute(statements.nothing(table))
+        if connection.dialect.name == SQLITE:
+            # Python's sqlite3 begins no transaction for a SAVEPOINT, and releasing an outermost one commits.
+            connection.execute(statements.nothing(table))
         stack.enter_context(connection.begin_nested())
     return connection
 
