@@ -1,0 +1,157 @@
+"""Whole claim flows in processes of their own: several at once, told to stop, killed, and stopped like the dead that wake."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from prefect_claim_dispatch import databases, operations, publish_many
+from prefect_claim_dispatch.publishing import Publisher
+from tests.acceptance.processors import ledger
+from tests.kit.prefect_server import PrefectServer
+from tests.kit.processes import Child, Processes
+from tests.kit.waiting import wait_until
+
+pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(240)]
+
+StartFlow = Callable[..., Child]
+
+
+@pytest.fixture
+def ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that processors write each execution into."""
+    monkeypatch.setenv("LEDGER", str(tmp_path / "ledger"))
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def start_flow(children: Processes, prefect_server: PrefectServer, ledger_file: Path) -> StartFlow:
+    """Start one claim flow by the command line, as a worker or a person would."""
+
+    def start(url: str, *options: str, **environment: str) -> Child:
+        return children.python(
+            "-m", "prefect_claim_dispatch.cli", "run", "--processors", "tests.acceptance.processors", "--json", *options,
+            env={
+                **prefect_server.env,
+                "CLAIM_DISPATCH_DATABASE_URL": url,
+                "CLAIM_DISPATCH_MAX_CONCURRENCY": "4",
+                "CLAIM_DISPATCH_BACKOFF_SECONDS": "0",
+                "LEDGER": str(ledger_file),
+                **environment,
+            },
+        )  # fmt: skip
+
+    return start
+
+
+def publish_some(url: str, type_: str, number: int) -> Engine:
+    """Publish *number* actions and return the engine to look at them with."""
+    engine = databases.engine_for(url)
+    publisher = Publisher(engine)
+    publish_many(engine, (publisher.draft(type_).payload({"n": n}) for n in range(number)))
+    return engine
+
+
+def report_of(child: Child) -> dict[str, Any]:
+    """The report that a claim flow printed at its end."""
+    return json.loads(child.expect_success(timeout=200))
+
+
+def assert_race_was_fair(engine: Engine, reports: list[dict[str, Any]], number: int) -> None:
+    """Each row executed once, by whichever flow, and its first claim was its last."""
+    rows = operations.find(engine, limit=None)
+    executed = Counter(int(line[0]) for line in ledger())
+    assert len(rows) == number
+    assert executed == {row.id: 1 for row in rows}
+    assert {(str(row.status), row.claim_count) for row in rows} == {("processed", 1)}
+    assert sum(report["processed"] for report in reports) == number
+
+
+def test_four_flows_share_600_rows_on_postgresql(postgres_url: str, start_flow: StartFlow) -> None:
+    """Many claim flows may run at once: no row is dispatched twice, none is lost."""
+    engine = publish_some(postgres_url, "t.note", 600)
+
+    flows = [start_flow(postgres_url) for _ in range(4)]
+
+    assert_race_was_fair(engine, [report_of(flow) for flow in flows], 600)
+
+
+def test_two_flows_share_rows_on_sqlite(sqlite_url: str, start_flow: StartFlow) -> None:
+    """The embedded default has one writer at a time; its flows wait in line instead of failing."""
+    engine = publish_some(sqlite_url, "t.note", 150)
+
+    flows = [start_flow(sqlite_url) for _ in range(2)]
+
+    assert_race_was_fair(engine, [report_of(flow) for flow in flows], 150)
+
+
+def begun(word: str = "begun") -> int:
+    """How many executions wrote *word* into the ledger."""
+    return sum(line[2] == word for line in ledger())
+
+
+def test_terminated_flow_gives_back_what_has_not_begun(database_url: str, start_flow: StartFlow) -> None:
+    """A deploy in the middle of a batch: unstarted rows are due again at once and lost no attempt; running ones finish."""
+    engine = publish_some(database_url, "t.slow", 30)
+    flow = start_flow(database_url, "--lease", "60s", SLOW_SECONDS="1.5")
+    wait_until(lambda: begun() >= 4, description="four actions to have begun", timeout=90)
+
+    flow.terminate()
+    wait_until(
+        lambda: operations.counts(engine).statuses["claimed"] <= begun() - begun("done"),
+        description="unstarted claims to be given back, long before their leases end",
+        timeout=10,
+    )
+    code = flow.wait(60)
+
+    rows = operations.find(engine, limit=None)
+    assert code != 0
+    assert {str(row.status) for row in rows} == {"pending", "processed"}
+    assert sum(row.status == "processed" for row in rows) == begun()
+    assert all(row.fail_count == 0 for row in rows)
+
+
+def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, start_flow: StartFlow) -> None:
+    """SIGKILL in the middle of work: the lease ends, the attempt is counted, another flow does it again."""
+    engine = publish_some(database_url, "t.slow", 6)
+    victim = start_flow(database_url, "--lease", "3s", SLOW_SECONDS="60")
+    wait_until(lambda: begun() >= 4, description="work to have begun", timeout=90)
+
+    victim.kill()
+    report = report_of(start_flow(database_url, "--lease", "30s", "--stay", "8s", SLOW_SECONDS="0"))
+
+    rows = operations.find(engine, limit=None)
+    assert {str(row.status) for row in rows} == {"processed"}
+    assert report["rescued"] == sum(row.fail_count for row in rows) >= 4
+    executed = Counter(int(line[0]) for line in ledger() if line[2] == "begun")
+    for row in rows:
+        crashes = sum(error["kind"] == "crashed" for error in row.errors)
+        assert executed[row.id] <= 1 + crashes
+        assert row.claim_count == 1 + crashes
+
+
+def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, start_flow: StartFlow) -> None:
+    """A zombie: stopped for longer than its lease while others did its work. Its verdicts find no row, and it says so."""
+    engine = publish_some(database_url, "t.slow", 2)
+    zombie = start_flow(database_url, "--lease", "3s", SLOW_SECONDS="2")
+    wait_until(lambda: begun() >= 2, description="work to have begun", timeout=90)
+
+    zombie.pause()
+    report_of(start_flow(database_url, "--lease", "30s", "--stay", "8s", SLOW_SECONDS="0"))
+    before = {row.id: row for row in operations.find(engine, limit=None)}
+    zombie.resume()
+    report = report_of(zombie)
+
+    after = {row.id: row for row in operations.find(engine, limit=None)}
+    assert {str(row.status) for row in before.values()} == {"processed"}
+    assert after == before
+    assert report["lost_leases"] == 2
+    assert report["processed"] == 0
+    assert len(re.findall("lost the lease of claim 1", zombie.errors)) >= 2
