@@ -159,8 +159,9 @@ def actions_table(name: str = DEFAULT_TABLE, schema: str | None = None) -> Table
 
 
 def _check_name(what: str, name: str, limit: int) -> None:
-    if not name or not name.isprintable() or len(name.encode()) > limit:
-        msg = f"{what} name must be 1 to {limit} bytes of printable characters, got {name!r}"
+    # A percent sign would have to be written differently in each kind of DDL.
+    if not name or not name.isprintable() or "%" in name or len(name.encode()) > limit:
+        msg = f"{what} name must be 1 to {limit} bytes of printable characters without %, got {name!r}"
         raise ConfigurationError(msg)
 
 
@@ -208,9 +209,10 @@ def _checks(name: str) -> list[CheckConstraint]:
 def _sortable(column: str) -> str:
     """UTC text that sorts as instants do: no T, no offset; what SQLite would read differently is refused."""
     return (
-        f"{column} IS NULL OR (typeof({column}) = 'text' AND {column} NOT GLOB '*[^-0-9 :.]*' "
+        f"{column} IS NULL OR (typeof({column}) = 'text' "
         f"AND substr({column}, 1, 19) IS datetime(substr({column}, 1, 19), '+0 days') "
-        f"AND (length({column}) = 19 OR {column} GLOB '*:[0-9][0-9].[0-9]*'))"
+        f"AND (length({column}) = 19 OR (length({column}) BETWEEN 21 AND 26 AND substr({column}, 20, 1) = '.' "
+        f"AND substr({column}, 21) NOT GLOB '*[^0-9]*')))"
     )
 
 

@@ -68,12 +68,9 @@ def killed(children: Processes, failpoint: str, *arguments: str) -> Child:
 
 def heal(engine: Engine) -> None:
     """A healthy pass, once the dead one's lease is over: rescue, claim, settle, until all is terminal."""
-    with engine.connect() as connection:
-        held = [found.id for found in operations.find(connection, status="claimed")]
-    expire_leases(engine, *held)
+    expire_leases(engine, *operations.find_ids(engine, status="claimed"))
     rescue(engine, TABLE, lambda _: POLICY, limit=10)
-    with engine.connect() as connection:
-        make_due(engine, *(found.id for found in operations.find(connection, status="pending")))
+    make_due(engine, *operations.find_ids(engine, status="pending"))
     settle(engine, TABLE, verdicts(Processed(), claim_due(engine)))
 
 

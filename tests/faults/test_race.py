@@ -17,8 +17,8 @@ from prefect_claim_dispatch import engines
 BACKLOGS = {
     "postgresql": """
         INSERT INTO action_logs (type, priority, end_at, ordering_key)
-        SELECT 'type.' || i % 5, i % 3, now() - interval '1 hour' + i * interval '1 ms',
-               CASE WHEN i % 100 = 0 THEN 'key ' || i % 7 END
+        SELECT 'type.' || mod(i, 5), mod(i, 3), now() - interval '1 hour' + i * interval '1 ms',
+               CASE WHEN mod(i, 100) = 0 THEN 'key ' || mod(i, 7) END
         FROM generate_series(1, {number}) i""",
     "sqlite": """
         WITH RECURSIVE series (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM series WHERE i < {number})
@@ -59,8 +59,9 @@ def assert_each_once(url: str, children: Processes, folder: Path, *, processes: 
 
     executed = executions(ledgers)
     with engine.connect() as connection:
-        rows = connection.execute(select(TABLE.c.status, TABLE.c.claim_count, func.count()).group_by(*TABLE.c["status", "claim_count"]))
-        assert [tuple(found) for found in rows] == [("processed", 1, number)]
+        state = TABLE.c.status, TABLE.c.claim_count
+        rows = connection.execute(select(*state, func.count()).group_by(*state)).all()
+    assert [tuple(found) for found in rows] == [("processed", 1, number)]
     assert executed == Counter(f"{id_} 1" for id_ in range(1, number + 1))
     assert sum(1 for ledger in ledgers if ledger.stat().st_size) > 1, "nobody raced"
     engine.dispose()

@@ -54,7 +54,7 @@ def test_stuck_interpreter_is_ended_before_its_lease(
 def test_stopped_process_is_not_ended(engine: Engine, database_url: str, children: Processes, tmp_path: Path) -> None:
     """A debugger, a suspended laptop, a frozen container: it may come back, and then its fence tells it what it has lost (S2)."""
     id_, end = add(engine), tmp_path / "end"
-    child = keeping(children, database_url, 1.5, "idle", end)
+    child = keeping(children, database_url, 4, "idle", end)
 
     child.pause()
     wait_until(

@@ -120,9 +120,10 @@ def _checks(name: str) -> list[sa.CheckConstraint]:
 
 def _sqlite_checks(name: str) -> list[sa.CheckConstraint]:
     sortable = (
-        "{0} IS NULL OR (typeof({0}) = 'text' AND {0} NOT GLOB '*[^-0-9 :.]*' "
+        "{0} IS NULL OR (typeof({0}) = 'text' "
         "AND substr({0}, 1, 19) IS datetime(substr({0}, 1, 19), '+0 days') "
-        "AND (length({0}) = 19 OR {0} GLOB '*:[0-9][0-9].[0-9]*'))"
+        "AND (length({0}) = 19 OR (length({0}) BETWEEN 21 AND 26 AND substr({0}, 20, 1) = '.' "
+        "AND substr({0}, 21) NOT GLOB '*[^0-9]*')))"
     )
     numbers = (
         "typeof(priority) = 'integer' AND typeof(claim_count) = 'integer' AND typeof(fail_count) = 'integer' "

@@ -1,0 +1,266 @@
+"""What PostgreSQL's planner makes of every statement of the loop, on a table of 100,000 rows and whatever it believes about it.
+
+Plans that are right by luck are the most expensive bug this package can have. So each is looked at with fresh statistics, with stale ones
+and with none, as a custom and as a generic plan: its index, no walk through the table, no sort of the backlog, and few rows touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Executable, event
+from tests.conftest import MIGRATE, shared_postgres
+from tests.kit import postgres
+from tests.kit.tables import TABLE, by_status, claim_due, seconds_from_now
+from tests.plans.explained import Plan, PlanCache, explained
+
+from prefect_claim_dispatch import engines
+from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.statements.begin import begin
+from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.renew import renew
+from prefect_claim_dispatch.statements.rescue import expired
+from prefect_claim_dispatch.statements.settle import settle
+from prefect_claim_dispatch.statements.survey import count_due, survey
+
+FINISHED = """
+    INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claim_count, processed_at, settled_at)
+    SELECT 'type.' || mod(i, 5), mod(i, 3), status, now() - interval '1 day', now(), 1,
+           CASE status WHEN 'processed' THEN now() END, now()
+    FROM generate_series(1, 60000) i,
+         LATERAL (SELECT CASE WHEN mod(i, 20) = 0 THEN 'dead' WHEN mod(i, 30) = 1 THEN 'cancelled' ELSE 'processed' END) s (status)"""
+LIVE = (
+    # The future, of the same types.
+    """INSERT INTO action_logs (type, priority, end_at)
+       SELECT 'type.' || mod(i, 5), mod(i, 3), now() + interval '1 hour' + i * interval '1 ms' FROM generate_series(1, 10000) i""",
+    # Due, of five types and three priorities; one in forty has an ordering key, most of these behind another.
+    """INSERT INTO action_logs (type, priority, end_at, ordering_key)
+       SELECT 'type.' || mod(i, 5), mod(i, 3), now() - interval '1 hour' + i * interval '1 ms',
+              CASE WHEN mod(i / 5, 40) = 0 THEN 'key.' || mod(i, 97) END
+       FROM generate_series(1, 18000) i""",
+    # Due longer than all others, of types that nobody registered.
+    """INSERT INTO action_logs (type, priority, end_at)
+       SELECT 'stray.' || mod(i, 4), 9, now() - interval '2 hours' + i * interval '1 ms' FROM generate_series(1, 10000) i""",
+    # Claimed; half of the leases are over.
+    """INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claimed_by, claim_count, lease_expires_at)
+       SELECT 'type.' || mod(i, 5), 0, 'claimed', now() - interval '1 hour', now(), 'run', 1, now() + (i - 1000) * interval '1 s'
+       FROM generate_series(1, 2000) i""",
+)
+NEVER, ANALYZE, VACUUM = "SELECT 1", "ANALYZE action_logs", "VACUUM ANALYZE action_logs"
+STATISTICS = {
+    "none": [FINISHED, *LIVE],
+    "fresh": [FINISHED, *LIVE, ANALYZE],
+    "fresh and vacuumed": [FINISHED, *LIVE, VACUUM],
+    "from when it was empty": [ANALYZE, FINISHED, *LIVE],
+    "from when all was finished": [FINISHED, VACUUM, *LIVE],
+}
+LANES = [(f"type.{type_}", priority) for priority in (2, 1, 0) for type_ in range(5)]
+TOTAL = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """A database with 100,000 rows."""
+
+    url: str
+    connection: psycopg.Connection
+    claimed: list[int]
+
+    def explain(self, statement: Executable, parameters: dict[str, Any], cache: PlanCache) -> Plan:
+        return explained(self.connection, statement, parameters, cache)
+
+
+@pytest.fixture(scope="module", params=postgres.available())
+def server(request: pytest.FixtureRequest) -> postgres.Server:
+    """Each PostgreSQL there is: planners differ."""
+    return shared_postgres(request.param)
+
+
+@pytest.fixture(scope="module", params=STATISTICS)
+def backlog(request: pytest.FixtureRequest, server: postgres.Server) -> Iterator[Backlog]:
+    """100,000 rows, and a planner that believes something about them."""
+    with postgres.fresh_database(server, prepare=MIGRATE) as url:
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("ALTER TABLE action_logs SET (autovacuum_enabled = false)")
+            for statement in STATISTICS[request.param]:
+                connection.execute(statement)
+            claimed = connection.execute("SELECT id FROM action_logs WHERE status = 'claimed' ORDER BY id").fetchall()
+            assert connection.execute("SELECT count(*) FROM action_logs").fetchone() == (TOTAL,)
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            yield Backlog(url, connection, [id_ for (id_,) in claimed])
+
+
+@pytest.fixture(params=["force_custom_plan", "force_generic_plan"])
+def cache(request: pytest.FixtureRequest) -> PlanCache:
+    """psycopg prepares after five executions, and then PostgreSQL may plan without knowing the parameters."""
+    return request.param
+
+
+def assert_frugal(plan: Plan, *, limit: int, indexes: set[str], touched: int | None = None) -> None:
+    """Only these indexes, and no more than four times *limit* rows: no walk through the table, no sort of the backlog."""
+    assert plan.indexes == indexes, plan.text
+    assert not plan.kinds("Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Tid Scan", "Gather"), plan.text
+    assert all(node.rows_in <= limit for node in plan.kinds("Sort", "Incremental Sort", "Hash", "Materialize")), plan.text
+    assert plan.rows_touched <= (4 * limit if touched is None else touched), plan.text
+
+
+def assert_leases_are_not_walked_through(plan: Plan) -> None:
+    """The worst plan seen: for each of a thousand rows, all entries of the index of leases."""
+    for node in plan.scans:
+        if node.index == "ix_action_logs_leases":
+            assert node.facts["Actual Loops"] <= 1, plan.text
+
+
+def claim_parameters(lanes: list[tuple[str, int]], limit: int) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"limit": limit, "lease_seconds": 60.0, "claimed_by": "run"}
+    for position, (type_, priority) in enumerate(lanes):
+        parameters |= {f"type_{position}": type_, f"priority_{position}": priority}
+    return parameters
+
+
+def test_survey_jumps_from_lane_to_lane(backlog: Backlog, cache: PlanCache) -> None:
+    """Its cost is the number of lanes, 19 here, and one lease: not that of 40,000 live rows."""
+    plan = backlog.explain(survey(TABLE), {}, cache)
+
+    lanes = len(LANES) + 4
+    assert_frugal(plan, limit=lanes, indexes={"ix_due", "_pkey", "ix_leases"})
+    assert_leases_are_not_walked_through(plan)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lanes"),
+    [((1,), LANES[:1]), ((5,), LANES[:5]), ((5, 5, 5), LANES), ((1, 1), [LANES[0], LANES[5]])],
+    ids=["one lane", "five types", "five types, three priorities", "two priorities"],
+)
+@pytest.mark.parametrize("limit", [10, 500])
+def test_claim_reads_what_it_takes(
+    backlog: Backlog, cache: PlanCache, shape: tuple[int, ...], lanes: list[tuple[str, int]], limit: int
+) -> None:
+    """Due rows come from the index in order, lanes are merged lazily: strays, the future and the finished cost nothing."""
+    plan = backlog.explain(claim(TABLE, "postgresql", shape), claim_parameters(lanes, limit), cache)
+
+    assert plan.nodes[0].kind == "ModifyTable"
+    keys = {"uq_running", "ix_ordering"}
+    assert_frugal(plan, limit=limit, indexes={"ix_due", "_pkey"} | (plan.indexes & keys), touched=4 * limit + len(lanes))
+    (lock,) = plan.kinds("LockRows")
+    assert lock.facts["Actual Rows"] * lock.facts["Actual Loops"] == limit, plan.text
+
+
+def test_claim_touches_only_the_priority_that_is_enough(backlog: Backlog, cache: PlanCache) -> None:
+    """Lower priorities are not even looked at while the highest fills the limit."""
+    plan = backlog.explain(claim(TABLE, "postgresql", (5, 5, 5)), claim_parameters(LANES, 100), cache)
+
+    due = [node for node in plan.scans if node.index == "ix_action_logs_due"]
+    assert sum(node.is_executed for node in due) == 5, plan.text
+
+
+def test_bounded_claim_has_the_same_plan(backlog: Backlog, cache: PlanCache) -> None:
+    """`until` narrows the same range of the index."""
+    parameters = claim_parameters(LANES, 100) | {"until": datetime(2100, 1, 1, tzinfo=UTC)}
+
+    plan = backlog.explain(claim(TABLE, "postgresql", (5, 5, 5), bounded=True), parameters, cache)
+
+    assert_frugal(plan, limit=100, indexes={"ix_due", "_pkey"} | (plan.indexes & {"uq_running", "ix_ordering"}), touched=415)
+
+
+def test_claim_that_finds_nothing_costs_nothing(backlog: Backlog, cache: PlanCache) -> None:
+    """Somebody else was faster."""
+    plan = backlog.explain(claim(TABLE, "postgresql", (1,)), claim_parameters([("nobody", 0)], 100), cache)
+
+    assert_frugal(plan, limit=0, indexes={"ix_due"} | (plan.indexes & {"_pkey"}))
+
+
+def test_counting_due_actions_reads_one_lane_of_the_index(backlog: Backlog, cache: PlanCache) -> None:
+    """Asked once per run, for what is unroutable."""
+    plan = backlog.explain(count_due(TABLE), {"type": "stray.1", "priority": 9}, cache)
+
+    assert plan.indexes == {"ix_due"}, plan.text
+    assert not plan.kinds("Seq Scan"), plan.text
+    assert plan.rows_touched <= 2 * 2_500, plan.text
+
+
+@pytest.mark.parametrize("limit", [10, 500])
+def test_rescue_reads_the_oldest_leases(backlog: Backlog, cache: PlanCache, limit: int) -> None:
+    """In order of the index of leases, as many as it takes."""
+    plan = backlog.explain(expired(TABLE, "postgresql"), {"limit": limit}, cache)
+
+    assert_frugal(plan, limit=limit, indexes={"ix_leases"})
+    assert_leases_are_not_walked_through(plan)
+
+
+def settle_parameters(ids: list[int]) -> dict[str, Any]:
+    number = len(ids)
+    columns: dict[str, list[Any]] = {
+        "id": ids,
+        "claim_count": [1] * number,
+        "status": ["processed"] * number,
+        "fail_count": [0] * number,
+        "delay_seconds": [None] * number,
+        "errors": [None] * number,
+        "run_id": ["run"] * number,
+    }
+    return bind_rows("postgresql", "settled", columns)
+
+
+def begin_parameters(ids: list[int]) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"id": ids, "claim_count": [1] * len(ids), "run_id": ["run"] * len(ids)}
+    return bind_rows("postgresql", "begun", columns)
+
+
+def renew_parameters(ids: list[int]) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"id": ids, "claim_count": [1] * len(ids)}
+    return bind_rows("postgresql", "held", columns) | {"lease_seconds": 60.0}
+
+
+@pytest.mark.parametrize("number", [1, 10, 1_000])
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [(settle, settle_parameters), (begin, begin_parameters), (renew, renew_parameters)],
+    ids=["settle", "begin", "renew"],
+)
+def test_batches_are_joined_by_the_primary_key(
+    backlog: Backlog,
+    cache: PlanCache,
+    statement: Callable[..., Executable],
+    parameters: Callable[[list[int]], dict[str, Any]],
+    number: int,
+) -> None:
+    """Each row is looked up once, in order of id (two batches that lock in different orders could wait for each other for ever)."""
+    ids = backlog.claimed[-number:]
+
+    plan = backlog.explain(statement(TABLE, "postgresql"), parameters(ids), cache)
+
+    assert_frugal(plan, limit=number, indexes={"_pkey"}, touched=number)
+    (loop,) = plan.kinds("Nested Loop")
+    assert [child.kind for child in loop.children] == ["Function Scan", "Index Scan"], plan.text
+    assert loop.facts["Actual Rows"] * loop.facts["Actual Loops"] == number, plan.text
+
+
+@pytest.mark.parametrize("forced", ["enable_hashjoin = off; SET enable_mergejoin = off", "enable_nestloop = off", "enable_indexscan = off"])
+def test_no_plan_claims_more_than_its_limit(postgres_server: postgres.Server, forced: str) -> None:
+    """The claim of other packages, under a plan that runs the subquery again for each row, claims everything there is."""
+    with postgres.fresh_database(postgres_server, prepare=MIGRATE) as url:
+        engine = engines.create(url)
+
+        @event.listens_for(engine, "connect")
+        def force(connection: Any, _record: Any) -> None:
+            connection.execute(f"SET {forced}")
+            connection.commit()
+
+        with engine.begin() as connection:
+            connection.execute(
+                TABLE.insert().values(end_at=seconds_from_now(-60)),
+                [{"type": f"type.{number % 5}", "priority": number % 3} for number in range(1_000)],
+            )
+
+        claimed = claim_due(engine, limit=50)
+
+        assert len(claimed) == 50
+        assert by_status(engine) == {"claimed": 50, "pending": 950}
+        assert {raw.row.priority for raw in claimed} == {2}
+        engine.dispose()
