@@ -1,6 +1,7 @@
 """Publish actions inside your transaction; a Prefect flow claims what is due and dispatches each to its processor.
 
-Importing this package, and publishing, imports no Prefect: the names of the processor's side are loaded when they are first used.
+Importing this package, and publishing, imports no Prefect: the names of the processor's side are loaded when they are
+first used.
 """
 
 from __future__ import annotations

@@ -8,14 +8,15 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 from sqlalchemy import Engine, Row, Table
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, elapsed_clock
-from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LANES = 64
 CONTENDED_TRIES = 3
+EARLIEST = attrgetter("end_at", "id")
+PRIORITY = attrgetter("priority")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +60,34 @@ class Survey:
         return tuple(sorted(lanes, key=lambda lane: (-lane.priority, lane.end_at)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RawAction:
-    """A claimed row before anything of it was decoded; `action` decodes it, and may raise for this row alone."""
+    """A claimed row before anything of it was decoded; `action` decodes it, and may raise for this row alone.
 
-    id: int
-    type: str
-    claim_count: int
-    fail_count: int
-    claimed_by: str | None
-    errors: tuple[Mapping[str, Any], ...]
-    lease: Lease
-    row: Row[Any]
-    table: Table
+    A plain class with few slots, because thousands of them are made a second; what is seldom asked for is read from
+    the row then.
+    """
+
+    __slots__ = ("claim_count", "fail_count", "id", "lease", "row", "table", "type")
+
+    def __init__(self, row: Row[Any], lease: Lease, table: Table) -> None:
+        self.row = row
+        self.lease = lease
+        self.table = table
+        # By position, and not by name: the order is that of `action_columns`.
+        self.id: int = row[0]
+        self.type: str = row[1]
+        self.claim_count: int = row[5]
+        self.fail_count: int = row[6]
+
+    @property
+    def claimed_by(self) -> str | None:
+        """The flow run that holds, or held, the claim."""
+        return self.row.claimed_by
+
+    @property
+    def errors(self) -> tuple[Mapping[str, Any], ...]:
+        """The errors of earlier attempts; empty when what is there can't be read."""
+        return _errors(self.row.errors)
 
     def action(self) -> Action:
         """The row as an `Action`, its reserved keys taken out of the payload.
@@ -77,29 +95,31 @@ class RawAction:
         Raises:
             ValueError: the payload is not a JSON object. `RecursionError` when it is nested too deep.
         """
-        payload = json.loads(self.row.payload)
+        _, _, text, end_at, created_at, _, _, priority, idempotency_key, ordering_key, errors, _ = self.row
+        payload: Any = json.loads(text)
         if not isinstance(payload, dict):
             msg = f"the payload must be a JSON object, got {type(payload).__name__}"
             raise TypeError(msg)
-        rules = payload.pop(RESERVED_RULES, None)
-        meta = payload.pop(RESERVED_META, None)
+        document = cast("dict[str, Any]", payload)
+        rules = document.pop(RESERVED_RULES, None)
+        meta: Any = document.pop(RESERVED_META, None)
         if meta is not None and not isinstance(meta, dict):
             msg = f"{RESERVED_META} must be a JSON object, got {type(meta).__name__}"
             raise TypeError(msg)
         return Action(
             id=self.id,
             type=self.type,
-            payload=payload,
-            meta=meta or {},
+            payload=document,
+            meta=cast("dict[str, Any]", meta or {}),
             rules=rules,
-            end_at=self.row.end_at,
-            created_at=self.row.created_at,
+            end_at=as_instant(end_at),
+            created_at=as_instant(created_at),
             claim_count=self.claim_count,
             fail_count=self.fail_count,
-            priority=self.row.priority,
-            idempotency_key=self.row.idempotency_key,
-            ordering_key=self.row.ordering_key,
-            errors=self.errors,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            ordering_key=ordering_key,
+            errors=_errors(errors),
             table=self.table.name,
             schema=self.table.schema,
             lease=self.lease,
@@ -141,7 +161,8 @@ def claim(
 ) -> list[RawAction]:
     """Claim up to *limit* due actions of *lanes*, highest priority first, then `end_at`, then `id`.
 
-    Committed when this returns. Fewer than *limit* may come although more is due, when other claimers hold some of them at this
+    Committed when this returns. Fewer than *limit* may come although more is due, when other claimers hold some of
+    them at this
     moment: only an empty survey says that nothing is due. The leases are counted from before the statement was sent.
     """
     if not lanes or limit < 1:
@@ -160,11 +181,12 @@ def claim(
             with databases.transaction(engine) as connection:
                 rows = connection.execute(statement, parameters).all()
         except IntegrityError:
-            # Another claimer, looking a moment earlier or later, took an action of the same ordering key. Nothing of ours was written.
+            # Another claimer, looking a moment earlier or later, took an action of the same ordering key. Nothing of
+            # ours was written.
             logger.debug("claim met another claim of the same ordering key; trying again")
             continue
-        claimed = [raw_action(row, Lease(expires=expires), table) for row in rows]
-        return sorted(claimed, key=lambda raw: (-raw.row.priority, raw.row.end_at, raw.id))
+        in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
+        return [RawAction(row, Lease(expires=expires), table) for row in in_order]
     return []
 
 
@@ -176,11 +198,14 @@ def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str]]) ->
     dialect = engine.dialect.name
     parameters = bind_rows(dialect, "begun", {"id": ids, "claim_count": counts, "run_id": run_ids})
     with databases.transaction(engine) as connection:
-        return set(connection.execute(begin_statement(table, dialect), parameters).scalars())
+        return set(connection.execute(begin_statement(table, dialect), parameters).scalars().all())
 
 
 def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, lease: timedelta) -> set[int]:
-    """Prolong the lease of each (id, claim_count) to the database's now plus *lease*; returns the ids that still hold."""
+    """Prolong the lease of each (id, claim_count) to the database's now plus *lease*.
+
+    Returns the ids that still hold.
+    """
     if not claims:
         return set()
     ids, counts = (list(column) for column in zip(*sorted(claims), strict=True))
@@ -188,27 +213,14 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     parameters = bind_rows(dialect, "held", {"id": ids, "claim_count": counts})
     parameters["lease_seconds"] = lease.total_seconds()
     with databases.transaction(engine) as connection:
-        return set(connection.execute(renew_statement(table, dialect), parameters).scalars())
-
-
-def raw_action(row: Row[Any], lease: Lease, table: Table) -> RawAction:
-    """The undecoded action of a returned row."""
-    return RawAction(
-        id=row.id,
-        type=row.type,
-        claim_count=row.claim_count,
-        fail_count=row.fail_count,
-        claimed_by=row.claimed_by,
-        errors=_errors(row.errors),
-        lease=lease,
-        row=row,
-        table=table,
-    )
+        return set(connection.execute(renew_statement(table, dialect), parameters).scalars().all())
 
 
 def _errors(raw: str) -> tuple[Mapping[str, Any], ...]:
+    if raw == "[]":
+        return ()
     try:
-        errors = json.loads(raw)
+        errors: Any = json.loads(raw)
     except (ValueError, RecursionError):
         return ()
-    return tuple(error for error in errors if isinstance(error, dict)) if isinstance(errors, list) else ()
+    return tuple(error for error in errors if isinstance(error, dict)) if isinstance(errors, list) else ()  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

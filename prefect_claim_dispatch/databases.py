@@ -25,7 +25,9 @@ def _shared_engine(url: str) -> Engine:
 
 
 def engine_for(url: str | None = None) -> Engine:
-    """One engine per URL and process; None means the settings', whose embedded SQLite file is made with its table on first use.
+    """One engine per URL and process.
+
+    None means the settings', whose embedded SQLite file is made with its table on first use.
 
     Raises:
         ConfigurationError: the URL or the settings make no sense.
@@ -39,7 +41,7 @@ def engine_for(url: str | None = None) -> Engine:
 
 
 def _create_embedded(configured: settings_module.Settings) -> None:
-    from prefect_claim_dispatch import migrations  # Alembic is wanted on first use only
+    from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic is wanted on first use only
 
     file = Path(configured.url.removeprefix("sqlite:///"))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +66,12 @@ def table_named(name: str | None = None, configured: settings_module.Settings | 
 
 @contextmanager
 def transaction(bind: Bind) -> Generator[Connection]:
-    """A connection in a transaction: joined where the caller has one, begun and committed here where it hands an engine or a URL.
+    """A connection in a transaction.
 
-    A `Connection` or `Session` is joined and never committed, rolled back or closed. What the database raises inside somebody else's
-    transaction passes unchanged, so that the caller's own retry logic sees it.
+    Joined where the caller has one, begun and committed here where it hands an engine or a URL.
+
+    A `Connection` or `Session` is joined and never committed, rolled back or closed. What the database raises inside
+    somebody else's transaction passes unchanged, so that the caller's own retry logic sees it.
 
     Raises:
         ConfigurationError: *bind* is something else.

@@ -2,8 +2,9 @@
 
 To add a database, give every construct here an entry for its dialect name and pass the conformance suite.
 
-On SQLite an instant is UTC text, ``2026-01-31 12:00:00`` with an optional fraction. Such text sorts as the instants do, also
-against rows written with ``datetime('now')``; anything else is refused by a CHECK (see :mod:`~prefect_claim_dispatch.schema`).
+On SQLite an instant is UTC text, ``2026-01-31 12:00:00`` with an optional fraction. Such text sorts as the instants
+do, also against rows written with ``datetime('now')``; anything else is refused by a CHECK (see
+:mod:`~prefect_claim_dispatch.schema`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
@@ -65,11 +67,12 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Aware and in UTC, whatever the session's time zone is."""
-        if value is None:
-            return None
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).replace(tzinfo=UTC)
-        return value.astimezone(UTC)
+        return None if value is None else as_instant(value)
+
+
+def as_instant(value: datetime | str) -> datetime:
+    """What a driver returned for an `Instant`, aware and in UTC."""
+    return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value.astimezone(UTC)
 
 
 def json_type() -> TypeEngine[Any]:
@@ -126,20 +129,32 @@ def raw_json(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
 
 
 def unseen(parameter: BindParameter[Any], dialect: str) -> ColumnElement[Any]:
-    """*parameter* as the planner must not see it, in custom plans as in generic ones: then one plan serves whatever is bound.
+    """*parameter* as the planner must not see it, in custom plans as in generic ones.
 
-    Seeing a thousand ids it would read the whole table to join them; for the ten rows that it guesses it looks each up by the primary key.
-    Seeing a limit above the number of rows that its statistics believe in, it would sort them all; for the tenth that it guesses
-    it takes them from the index, in order, until there are enough.
+    Then one plan serves whatever is bound.
+
+    Seeing a thousand ids it would read the whole table to join them; for the ten rows that it guesses it looks each
+    up by the primary key. Seeing a limit above the number of rows that its statistics believe in, it would sort them
+    all; for the tenth that it guesses it takes them from the index, in order, until there are enough.
     """
     return select(parameter).scalar_subquery() if dialect == POSTGRESQL else parameter
+
+
+def raw_instant(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+    """*column* as the driver returns it, for `as_instant`.
+
+    A claim returns thousands of them, and not all are looked at.
+    """
+    cast_to: Any = Text() if dialect == SQLITE else DateTime(timezone=True)
+    return type_coerce(column, cast_to).label(column.key)
 
 
 def parameter_rows(dialect: str, name: str, **columns: TypeEngine[Any]) -> FromClause:
     """A FROM clause of as many rows as were bound: `bind_rows` makes the parameters.
 
-    PostgreSQL gets one array a column (`unnest`), SQLite one JSON document (`json_each`). The statement's text does not depend on
-    the number of rows, so it is compiled and planned once. Joined by the primary key, rows are met in the order in which they were bound.
+    PostgreSQL gets one array a column (`unnest`), SQLite one JSON document (`json_each`). The statement's text does
+    not depend on the number of rows, so it is compiled and planned once. Joined by the primary key, rows are met in
+    the order in which they were bound.
     """
     if dialect == POSTGRESQL:
         arrays = [unseen(bindparam(f"{name}_{key}", type_=ARRAY(type_)), dialect) for key, type_ in columns.items()]
@@ -168,8 +183,8 @@ def skip_locked(query: Select[Any], dialect: str) -> Select[Any]:
 def is_one_of(column: ColumnElement[Any], query: Select[Any], dialect: str) -> ColumnElement[bool]:
     """Whether *column* is in the result of *query*, computed once.
 
-    On PostgreSQL through an array: as a plain ``IN`` the planner may run the subquery again for each row, and then lock, and
-    change, more rows than its LIMIT.
+    On PostgreSQL through an array: as a plain ``IN`` the planner may run the subquery again for each row, and then
+        lock, and change, more rows than its LIMIT.
     """
     subquery = query.scalar_subquery()
     return column == any_(func.array(subquery)) if dialect == POSTGRESQL else column.in_(subquery)

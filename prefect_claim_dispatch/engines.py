@@ -74,9 +74,7 @@ def create(url: str, **options: Any) -> Engine:
 
 
 def _create_sqlite(url: URL, options: dict[str, Any]) -> Engine:
-    engine = create_engine(
-        url, connect_args={"timeout": SQLITE_BUSY_SECONDS}, hide_parameters=True, **options
-    )
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS}, hide_parameters=True, **options)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -111,16 +109,12 @@ def _translate(error: DBAPIError) -> DatabaseError:
     state = getattr(error.orig, "sqlstate", None)
     if state in ("42P01", "3F000") or "no such table" in reason:
         return SchemaMissingError(f"the action table is not there ({reason}); run: claim-dispatch db upgrade")
-    if state in ("42703",) or "no such column" in reason:
+    if state == "42703" or "no such column" in reason:
         return SchemaMissingError(
             f"the action table is older than this package ({reason}); run: claim-dispatch db upgrade"
         )
     if state == "42501":
-        return DatabaseError(
-            f"the database refuses: {reason}; grant SELECT, INSERT and UPDATE on the action table"
-        )
+        return DatabaseError(f"the database refuses: {reason}; grant SELECT, INSERT and UPDATE on the action table")
     if isinstance(error, OperationalError | InterfaceError):
-        return DatabaseUnavailableError(
-            f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL"
-        )
+        return DatabaseUnavailableError(f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL")
     return DatabaseError(f"the database refuses: {reason}")

@@ -1,4 +1,7 @@
-"""The claim flow: claims what is due and dispatches each action to its processor, as runs of its own in the Prefect UI."""
+"""The claim flow: claims what is due and dispatches each action to its processor.
+
+As runs of its own in the Prefect UI.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ MAX_LEASE = timedelta(days=7)
 
 
 @flow(name="claim-dispatch", retries=0, persist_result=False)
-def claim_dispatch(
+def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
     limit: int | None = None,
     until: datetime | None = None,
     processors: list[str] | None = None,
@@ -47,8 +50,8 @@ def claim_dispatch(
 ) -> DispatchReport:
     """Claim due actions and dispatch each to its processor, until nothing is due.
 
-    Any number of these may run at once, on any number of machines: no action goes to two of them. A failed action is in the report and in its own
-    run's state; the flow itself fails only when it could not do its work.
+    Any number of these may run at once, on any number of machines: no action goes to two of them. A failed action is
+        in the report and in its own run's state; the flow itself fails only when it could not do its work.
 
     Args:
         limit: most rows that one claim takes. None here and below: from the settings (`CLAIM_DISPATCH_LIMIT`, 1000).
@@ -57,7 +60,8 @@ def claim_dispatch(
         database: name of a Prefect `Secret` block that holds the database's URL, or a URL without a password.
         drain: claim again until nothing is due; otherwise one claim.
         stay: keep the run alive that long, waiting for the next due action.
-        lease: how long a claim lasts unless renewed. Longer than any pause of this process, shorter than you want to wait after a crash.
+        lease: how long a claim lasts unless renewed. Longer than any pause of this process, shorter than you want to
+            wait after a crash.
         max_concurrency: actions that run at a time.
         grace: when told to stop, how long to wait for what is running.
         table: name of the action table, ``schema.table`` included.
@@ -66,7 +70,8 @@ def claim_dispatch(
         The counts of this run; also as a markdown artifact, unless there was nothing to do.
 
     Raises:
-        ConfigurationError: settings or arguments that make no sense. RegistrationError: a module that can't be imported.
+        ConfigurationError: settings or arguments that make no sense. RegistrationError: a module that can't be
+            imported.
         DatabaseError: the database can't be reached, or has no table for us.
     """
     settings = load_settings()
@@ -86,7 +91,7 @@ def claim_dispatch(
         engine, where = databases.engine_for(_database_url(database)), databases.table_named(table, settings)
         report = _run(engine, where, settings, options)
     except ClaimDispatchError as error:
-        get_run_logger().error("%s", error)  # noqa: TRY400 - one clear line; Prefect logs the traceback
+        get_run_logger().error("%s", error)
         raise
     _publish(report)
     return report
@@ -121,7 +126,8 @@ def run_claim_flow(
     except (httpx.HTTPError, RuntimeError) as error:
         problem = error
     if problem is not None:
-        msg = f"the Prefect API can't be reached ({redacted(str(problem), 200)}); check PREFECT_API_URL, nothing was claimed"
+        reason = redacted(str(problem), 200)
+        msg = f"the Prefect API can't be reached ({reason}); check PREFECT_API_URL, nothing was claimed"
         raise PrefectUnavailableError(msg)
     modules = None if processors is None else list(processors)
     return claim_dispatch(limit=limit, until=until, processors=modules, lease=lease, stay=stay, table=table)

@@ -1,7 +1,8 @@
 """The keeper: one thread that settles, marks and renews for a claim flow, by group commit.
 
-Work finishes at any time, in many threads; the table is written by one, a few times a second, in one statement of each kind however
-much has come together. It is the only writer once a claim is made, so what it has written is what is true.
+Work finishes at any time, in many threads; the table is written by one, a few times a second, in one statement of
+each kind however much has come together. It is the only writer once a claim is made, so what it has written is what
+is true.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class _Held:
 class Keeper:
     """Holds the claims of one flow run: `hold` them, `begin` and `settle` them; the thread does the rest.
 
-    *lease* is renewed at a third of its length. What can't be written because the database is away is tried again, with pauses, until the
-    claim's lease is over; then it is given up loudly, for the table will hand the action to somebody else.
+    *lease* is renewed at a third of its length. What can't be written because the database is away is tried again,
+    with pauses, until the claim's lease is over; then it is given up loudly, for the table will hand the action to
+    somebody else.
     """
 
     def __init__(self, engine: Engine, table: Table, *, lease: timedelta, tally: Tally) -> None:
@@ -125,7 +127,10 @@ class Keeper:
             return self._written.wait_for(lambda: not self._verdicts, timeout)
 
     def close(self) -> None:
-        """Write what is left, while its leases last, and end the thread. Claims without a verdict are left to their leases."""
+        """Write what is left, while its leases last, and end the thread.
+
+        Claims without a verdict are left to their leases.
+        """
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()

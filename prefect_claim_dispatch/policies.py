@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, assert_never
+from typing import Any, NamedTuple, Protocol, assert_never
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.outcomes import (
@@ -28,21 +28,32 @@ class Claimed(Protocol):
     """What a verdict looks at: the fence and what earlier attempts came to."""
 
     @property
-    def id(self) -> int: ...
+    def id(self) -> int:
+        """The action."""
+        ...
+
     @property
-    def claim_count(self) -> int: ...
+    def claim_count(self) -> int:
+        """The fence."""
+        ...
+
     @property
-    def fail_count(self) -> int: ...
+    def fail_count(self) -> int:
+        """Attempts that failed or crashed before."""
+        ...
+
     @property
-    def errors(self) -> Sequence[Mapping[str, Any]]: ...
+    def errors(self) -> Sequence[Mapping[str, Any]]:
+        """What they came to."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often an action is attempted and how long it waits in between; durable, in the table.
 
-    The wait doubles from *backoff* up to *backoff_max*. A fifth of it is spread by a jitter that depends on the action and the attempt
-    only, so that the same failure always has the same verdict.
+    The wait doubles from *backoff* up to *backoff_max*. A fifth of it is spread by a jitter that depends on the
+    action and the attempt only, so that the same failure always has the same verdict.
     """
 
     max_attempts: int = 5
@@ -58,23 +69,25 @@ class RetryPolicy:
         return timedelta(seconds=capped * (0.9 + 0.2 * jitter))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(NamedTuple):
     """The verdict to write on one row, valid only while the fence (`id`, `claim_count`, claimed) holds.
 
-    `delay` moves `end_at` to the database's now plus that much; None leaves it. `errors` is the whole new list, None leaves it.
+    `delay` moves `end_at` to the database's now plus that much; None leaves it. `errors` is the whole new list, None
+    leaves it.
     """
 
     id: int
     claim_count: int
     status: ActionStatus
     fail_count: int
+    outcome: Outcome
     delay: timedelta | None = None
     errors: tuple[Mapping[str, Any], ...] | None = None
-    outcome: Outcome
 
 
-def settlement_for(outcome: Outcome, action: Claimed, policy: RetryPolicy) -> Settlement:
+def settlement_for(  # noqa: PLR0911 - one for each outcome
+    outcome: Outcome, action: Claimed, policy: RetryPolicy
+) -> Settlement:
     """The verdict of *outcome* on *action*. Pure: no clock, no dice, no database.
 
     ===============  =========================================  ===================

@@ -1,7 +1,8 @@
 """Processors: what is done with an action of a type. Registered by decorator, looked up by type.
 
-A plain function becomes a Prefect task; a `Task` or a `Flow` is registered as it is. What the claim flow really submits is a copy of it that takes
-a reference instead of the payload (see :mod:`prefect_claim_dispatch.dispatching`), so that no payload reaches Prefect's API.
+A plain function becomes a Prefect task; a `Task` or a `Flow` is registered as it is. What the claim flow really
+submits is a copy of it that takes a reference instead of the payload (see :mod:`prefect_claim_dispatch.dispatching`),
+so that no payload reaches Prefect's API.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter
 
 from prefect_claim_dispatch.actions import MAX_TYPE_LENGTH, Action
 from prefect_claim_dispatch.errors import RegistrationError
-from prefect_claim_dispatch.outcomes import Snooze
+from prefect_claim_dispatch.outcomes import Snooze, redacted
 from prefect_claim_dispatch.policies import RetryPolicy
 
 Source = Callable[..., Any]
@@ -86,6 +87,22 @@ class Processor:
             arguments["action"] = action
         return arguments
 
+    def check(self) -> None:
+        """Resolve what `arguments` needs, now that every module is imported.
+
+        Raises:
+            RegistrationError: the payload's annotation can't be found or validated; found per row, it would send a
+                whole backlog to dead.
+        """
+        try:
+            _ = self._adapter
+        except Exception as error:
+            msg = (
+                f"processor {self.pattern!r}: the payload of {self.place} can't be validated to its annotation "
+                f"({redacted(f'{type(error).__name__}: {error}', 300)})"
+            )
+            raise RegistrationError(msg) from error
+
     @functools.cached_property
     def _parameters(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.function).parameters)
@@ -130,6 +147,11 @@ class Registry:
         patterns = [pattern for pattern in self._patterns if fnmatchcase(type_, pattern)]
         return self._patterns[max(patterns, key=lambda pattern: (len(pattern), pattern))] if patterns else None
 
+    def check(self) -> None:
+        """Find what is wrong with a processor before anything is claimed; see `Processor.check`."""
+        for known in (*self._exact.values(), *self._patterns.values()):
+            known.check()
+
     @property
     def types(self) -> tuple[str, ...]:
         """All types and patterns that are registered, sorted."""
@@ -154,16 +176,21 @@ def processor(
     on_rules_false: Snooze | None = None,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
-    """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged: callable and testable on its own.
+    """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
 
-    It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), and ``action``, the `Action`; both by name. What it returns means
-    processed, unless it is a `Snooze` or a `Cancel`; any exception means failed.
+    Callable and testable on its own.
+
+    It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), and ``action``, the
+    `Action`; both by name. What it returns means processed, unless it is a `Snooze` or a `Cancel`; any exception
+    means failed.
 
     Args:
         type_: the action type, or a pattern with ``*``: ``report.*``.
-        retries: Prefect's own, inside one attempt; fast and not stored. For a `Task` or `Flow`, say it in its own decorator.
+        retries: Prefect's own, inside one attempt; fast and not stored. For a `Task` or `Flow`, say it in its own
+            decorator.
         retry_delay_seconds: as Prefect has it.
-        timeout: of each try. A thread can't be stopped inside a blocking call: *timed out* does not mean that the effect did not happen.
+        timeout: of each try. A thread can't be stopped inside a blocking call: *timed out* does not mean that the
+            effect did not happen.
         max_attempts: durable attempts, over crashes and deploys; None takes the settings' ``MAX_ATTEMPTS``.
         backoff: wait after the first failed attempt; doubles each time.
         backoff_max: the longest wait.
@@ -172,7 +199,8 @@ def processor(
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
-        RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before anything is claimed.
+        RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before
+            anything is claimed.
     """
     _check_pattern(type_)
     _check_attempts(type_, max_attempts)
@@ -204,19 +232,21 @@ def load_modules(modules: tuple[str, ...]) -> None:
     """Import the *modules* whose decorators register processors.
 
     Raises:
-        RegistrationError: one can't be imported; nothing has been claimed.
+        RegistrationError: one can't be imported, or a processor can't be called; nothing has been claimed.
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except RegistrationError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # SystemExit: a script without a __main__ guard would end the claim flow without a word.
             msg = (
-                f"processor module {module!r} can't be imported ({type(error).__name__}: {error}); "
+                f"processor module {module!r} can't be imported ({redacted(f'{type(error).__name__}: {error}')}); "
                 "check its name, PYTHONPATH and what it imports"
             )
             raise RegistrationError(msg) from error
+    registry.check()
 
 
 def _function(source: Any) -> Callable[..., Any]:

@@ -16,9 +16,12 @@ _COLUMNS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchReport:
-    """What one run of the claim flow came to. Counts of actions, as the table took them: a verdict whose lease was lost counts only there.
+    """What one run of the claim flow came to.
 
-    `unroutable` counts due actions of types that nobody registered, at the end of the run. `by_type` has the verdicts for each type.
+    Counts of actions, as the table took them: a verdict whose lease was lost counts only there.
+
+    `unroutable` counts due actions of types that nobody registered, at the end of the run. `by_type` has the verdicts
+    for each type.
     """
 
     claimed: int = 0

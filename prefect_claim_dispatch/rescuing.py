@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import Lease
-from prefect_claim_dispatch.claiming import raw_action
+from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.outcomes import Crashed
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.settling import write_settlements
@@ -30,16 +30,17 @@ def rescue(
 ) -> list[Settlement]:
     """Take back up to *limit* claims whose lease expired: pending after back-off, or dead when attempts are used up.
 
-    The attempt is counted here and not when it would have been settled: one that was killed must count, or it would kill for ever.
-    *policy_of* answers None for a type that nobody here has registered; such a row goes back to pending, and never dead by a policy
-    that is not its own.
+    The attempt is counted here and not when it would have been settled: one that was killed must count, or it would
+        kill for ever.
+    *policy_of* answers None for a type that nobody here has registered; such a row goes back to pending, and never
+    dead by a policy that is not its own.
     """
     with databases.transaction(engine) as connection:
         dialect = engine.dialect.name
         rows = connection.execute(expired(table, dialect), {"limit": limit}).all()
         settlements: list[Settlement] = []
         for row in rows:
-            raw = raw_action(row, Lease(expires=0.0), table)
+            raw = RawAction(row, Lease(expires=0.0), table)
             policy = policy_of(raw.type) or replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
             settlements.append(settlement_for(Crashed(claimed_by=raw.claimed_by), raw, policy))
         write_settlements(connection, table, settlements)

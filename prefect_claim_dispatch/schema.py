@@ -1,7 +1,7 @@
 """The table `action_logs`: columns, constraints, indexes, storage parameters.
 
-`actions_table` is the one definition. The migrations in :mod:`prefect_claim_dispatch.migrations` are proven equal to it by a test; an
-application that owns its migrations can hand the table's metadata to its own Alembic instead.
+`actions_table` is the one definition. The migrations in :mod:`prefect_claim_dispatch.migrations` are proven equal to
+it by a test; an application that owns its migrations can hand the table's metadata to its own Alembic instead.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ INSTANTS: Final = (
 )
 LIVE: Final = (ActionStatus.PENDING, ActionStatus.CLAIMED)
 
-# A claimed row is a moment's state, and ANALYZE nearly always sees none. Believing its statistics, the planner takes `status = 'claimed'`
-# for one row and joins a batch to the leases by nested loop: measured 6,000 rows/s where this gives 39,000.
+# A claimed row is a moment's state, and ANALYZE nearly always sees none. Believing its statistics, the planner takes
+# `status = 'claimed'` for one row and joins a batch to the leases by nested loop: measured 6,000 rows/s where this
+# gives 39,000.
 UNANALYZED: Final = ("status", "lease_expires_at")
 
-# Dead index entries of settled rows stand in the way of later claims, so vacuum early, also on a big table with a small live part.
+# Dead index entries of settled rows stand in the way of later claims, so vacuum early, also on a big table with a
+# small live part.
 STORAGE: Final = {
     "fillfactor": "85",
     "autovacuum_vacuum_scale_factor": "0.02",
@@ -63,7 +65,8 @@ STORAGE: Final = {
 def status_is(column: ColumnElement[Any], *statuses: ActionStatus) -> ColumnElement[bool]:
     """The status test with its values written out, never bound.
 
-    A partial index is used only where the planner can see its predicate, and in a generic plan it can't see a parameter.
+    A partial index is used only where the planner can see its predicate, and in a generic plan it can't see a
+    parameter.
     """
     values = [literal_column(f"'{status.value}'", String) for status in statuses]
     return column == values[0] if len(values) == 1 else column.in_(values)
@@ -219,7 +222,8 @@ def _sortable(column: str) -> str:
 def _add_indexes(table: Table) -> None:
     name, c = table.name, table.c
     pending, claimed = status_is(c.status, ActionStatus.PENDING), status_is(c.status, ActionStatus.CLAIMED)
-    # Within one (type, priority), due rows are a prefix of the index: neither strays of other types nor future rows are stepped over.
+    # Within one (type, priority), due rows are a prefix of the index: neither strays of other types nor future rows
+    # are stepped over.
     _partial(f"ix_{name}_due", pending, c.type, c.priority, c.end_at, c.id)
     _partial(f"ix_{name}_leases", claimed, c.lease_expires_at, c.id)
     _partial(f"uq_{name}_key", c.idempotency_key.is_not(None), c.type, c.idempotency_key, unique=True)

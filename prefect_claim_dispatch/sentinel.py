@@ -1,8 +1,9 @@
 """A tiny child process that ends a claim flow whose interpreter is stuck, before its leases are over.
 
-Leases are renewed by a thread. Python code, however busy, lets it run; C code that never gives up the interpreter lock does not. The
-keeper sends a byte each time round; when none comes for *patience* seconds, the flow can't renew, can't settle and can't even notice, so it
-is killed while its leases still stand, and its claims are rescued like those of any crash. A process that was merely stopped (SIGSTOP, a debugger)
+Leases are renewed by a thread. Python code, however busy, lets it run; C code that never gives up the interpreter
+lock does not. The keeper sends a byte each time round; when none comes for *patience* seconds, the flow can't renew,
+can't settle and can't even notice, so it is killed while its leases still stand, and its claims are rescued like
+those of any crash. A process that was merely stopped (SIGSTOP, a debugger)
 is left alone: when it wakes, its fence tells it what it has lost.
 
 Run as a script: ``python -I -S sentinel.py PATIENCE``, with the pipe of bytes on standard input.

@@ -1,4 +1,7 @@
-"""Settings from the environment, prefix ``CLAIM_DISPATCH_``. An argument beats the environment, which beats the default."""
+"""Settings from the environment, prefix ``CLAIM_DISPATCH_``.
+
+An argument beats the environment, which beats the default.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class Settings(BaseSettings):
 
 
 def embedded_file() -> Path:
-    """The SQLite file that serves when nothing is set: in ``PREFECT_HOME``, or where Prefect keeps its own by default."""
+    """The SQLite file that serves when nothing is set.
+
+    In ``PREFECT_HOME``, or where Prefect keeps its own by default.
+    """
     home = os.environ.get("PREFECT_HOME")
     return (Path(home) if home else Path.home() / ".prefect").expanduser() / EMBEDDED_FILE
 

@@ -22,7 +22,8 @@ def settle(
 ) -> set[int]:
     """Write *settlements* in one transaction, in order of id; returns the ids that were settled.
 
-    Ids that are missing in the answer have lost their lease: somebody else settled or holds them, and nothing was overwritten.
+    Ids that are missing in the answer have lost their lease: somebody else settled or holds them, and nothing was
+        overwritten.
     """
     if not settlements:
         return set()
@@ -58,14 +59,16 @@ def write_settlements(
             "run_id": [runs.get(settlement.id) for settlement in ordered],
         },
     )
-    return set(connection.execute(settle_statement(table, dialect), parameters).scalars())
+    return set(connection.execute(settle_statement(table, dialect), parameters).scalars().all())
 
 
 def settle_action(connection: Connection, action: Action, outcome: Outcome | None = None) -> None:
-    """Settle *action* in the caller's own transaction, together with what the processor writes there: effects exactly once.
+    """Settle *action* in the caller's own transaction, together with what the processor writes there.
 
-    The claim flow finds the action settled and leaves it. If the transaction is rolled back, the settlement goes with it, so raise
-    afterwards, or return what should happen instead. *outcome* is `Processed` unless given.
+    Effects exactly once.
+
+    The claim flow finds the action settled and leaves it. If the transaction is rolled back, the settlement goes with
+    it, so raise afterwards, or return what should happen instead. *outcome* is `Processed` unless given.
 
     Raises:
         LostLeaseError: the claim is not held any more; roll the transaction back.

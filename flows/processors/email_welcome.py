@@ -2,7 +2,8 @@
 
     publish(session, "email.welcome", {"to": "ada@example.org", "name": "Ada"}, idempotency_key="welcome:42")
 
-A crash between sending and settling makes the mail go out again. Its Message-ID is then the same, so that servers and readers that
+A crash between sending and settling makes the mail go out again. Its Message-ID is then the same, so that servers and
+readers that
 drop duplicates can: the nearest to exactly once that SMTP allows.
 """
 

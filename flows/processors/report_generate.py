@@ -2,8 +2,9 @@
 
     publish(session, "report.generate", {"title": "Orders", "figures": {"open": 3, "paid": 39}})
 
-The report's path is derived from ``action.key`` and the file is replaced as a whole, so that a repeat overwrites its own earlier
-work and a reader never sees half a report. A subflow costs hundreds of milliseconds: right for work that takes longer than that.
+The report's path is derived from ``action.key`` and the file is replaced as a whole, so that a repeat overwrites its
+own earlier work and a reader never sees half a report. A subflow costs hundreds of milliseconds: right for work that
+takes longer than that.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 | no answer, 5xx, 408, 425, 429 without | failed: Prefect's retries, then the table's back-off |
 | any other, redirects too | cancelled: the same request will not fare better |
 
-`Idempotency-Key` is the same in every attempt, so that a receiver can drop repeats. The URL is the publisher's: where publishers
-are not trusted, let the network decide what a worker may reach.
+`Idempotency-Key` is the same in every attempt, so that a receiver can drop repeats. The URL is the publisher's: where
+publishers are not trusted, let the network decide what a worker may reach.
 """
 
 from __future__ import annotations

@@ -34,7 +34,10 @@ class Audit:
 
 
 def audited(engine: Engine, mail_keys: Sequence[str], call_keys: Sequence[str]) -> Audit:
-    """Compare the table with the sinks. *mail_keys* are the Message-IDs and *call_keys* the idempotency keys of what arrived."""
+    """Compare the table with the sinks.
+
+    *mail_keys* are the Message-IDs and *call_keys* the idempotency keys of what arrived.
+    """
     rows = operations.find(engine, limit=None)
     crashed = [row for row in rows if _has_crashed(row)]
     counted = Counter((row.type, str(row.status)) for row in rows)
@@ -51,9 +54,7 @@ def audited(engine: Engine, mail_keys: Sequence[str], call_keys: Sequence[str]) 
         complaints.append("a claim flow was killed, and yet no action was rescued from it")
     total = len(rows)
     accounted = sum(counted.values())
-    findings.append(
-        f"{total} published = {' + '.join(f'{n} {s}' for s, n in _by_status(rows).items())} = {accounted}"
-    )
+    findings.append(f"{total} published = {' + '.join(f'{n} {s}' for s, n in _by_status(rows).items())} = {accounted}")
     return Audit(
         findings=tuple(findings),
         complaints=tuple(complaints),
@@ -78,9 +79,7 @@ def _arrivals(name: str, rows: list[ActionRow], arrived: Counter[str]) -> tuple[
         complaints.append(f"{sum(arrived.values())} {name}s arrived that no action asked for")
     line = f"{once} {name}s arrived exactly once"
     if repeated:
-        line += (
-            f"; {repeated} arrived twice with the same key, each killed between its effect and its settlement"
-        )
+        line += f"; {repeated} arrived twice with the same key, each killed between its effect and its settlement"
     return [line], complaints
 
 
@@ -93,6 +92,4 @@ def _by_status(rows: list[ActionRow]) -> dict[str, int]:
 
 
 def _rescue_line(row: ActionRow) -> str:
-    return (
-        f"#{row.id} {row.type}: claimed {row.claim_count} times, {row.status} in attempt {row.fail_count + 1}"
-    )
+    return f"#{row.id} {row.type}: claimed {row.claim_count} times, {row.status} in attempt {row.fail_count + 1}"

@@ -46,7 +46,7 @@ def send_welcome(payload: WelcomeEmail, action: Action) -> None:
 @processor("webhook.deliver", retries=1, retry_delay_seconds=0.2)
 def deliver(payload: dict[str, object], action: Action) -> None:
     """POST to a sink that fails the first try of some calls: Prefect's own retries, inside one attempt."""
-    request = urllib.request.Request(  # noqa: S310 - loopback only
+    request = urllib.request.Request(
         f"http://127.0.0.1:{os.environ['DEMO_HTTP_PORT']}/hooks/{payload['hook']}",
         data=json.dumps(payload).encode(),
         headers={"Content-Type": "application/json", "Idempotency-Key": action.key},

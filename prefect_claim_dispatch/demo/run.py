@@ -1,4 +1,7 @@
-"""`claim-dispatch demo`: the whole thing on the embedded default, with a crash in the middle, and the sums done at the end."""
+"""`claim-dispatch demo`.
+
+The whole thing on the embedded default, with a crash in the middle, and the sums done at the end.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ FINISH = 90.0
 def main(*, directory: Path | None = None, keep: bool = False) -> int:
     """Run the demo; 0 when every claim that it makes holds, 1 otherwise.
 
-    *directory* is where the database, the logs and Prefect's home go (None: a new temporary one, which stays). With *keep* the Prefect server is left
-    running until Enter is pressed.
+    *directory* is where the database, the logs and Prefect's home go (None: a new temporary one, which stays). With
+    *keep* the Prefect server is left running until Enter is pressed.
     """
     console = Console()
     where = directory or Path(tempfile.mkdtemp(prefix="claim-dispatch-demo-"))
@@ -53,9 +56,7 @@ def main(*, directory: Path | None = None, keep: bool = False) -> int:
 
 def _prepare(console: Console, stage: Stage) -> Engine:
     console.print(f"[bold]prefect-claim-dispatch[/] demo in {stage.directory}")
-    with console.status(
-        "migrating an SQLite file, starting Prefect's own server, SMTP and HTTP sinks on loopback"
-    ):
+    with console.status("migrating an SQLite file, starting Prefect's own server, SMTP and HTTP sinks on loopback"):
         migrations.upgrade(stage.database_url)
         stage.start_server()
     engine = databases.engine_for(stage.database_url)
@@ -116,9 +117,7 @@ def _progress(counts: Counts, title: str) -> Group:
     total = sum(counts.statuses.values())
     done = total - counts.statuses["pending"] - counts.statuses["claimed"]
     numbers = "  ".join(f"{status} {counts.statuses[status]}" for status in STATUSES)
-    return Group(
-        Text(title, style="bold"), ProgressBar(total=max(total, 1), completed=done, width=60), Text(numbers)
-    )
+    return Group(Text(title, style="bold"), ProgressBar(total=max(total, 1), completed=done, width=60), Text(numbers))
 
 
 def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: float) -> None:
@@ -132,9 +131,7 @@ def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: fl
         cells = [str(counts.statuses.get(status, 0) or "·") for status in STATUSES]
         table.add_row(counts.type, *cells, told.get(counts.type, ""))
     console.print(table)
-    console.print(
-        f"flow 1 was killed with {held} claims open in all; {audit.rescued} actions were rescued from it:"
-    )
+    console.print(f"flow 1 was killed with {held} claims open in all; {audit.rescued} actions were rescued from it:")
     for line in audit.rescues[:3]:
         console.print(f"  [yellow]•[/] {line}")
     for line in audit.findings:

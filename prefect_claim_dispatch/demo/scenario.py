@@ -68,18 +68,14 @@ def publish_all(engine: Engine) -> list[str]:
     drafts += [publisher.draft("payment.capture").payload({"amount": n}) for n in range(6)]
     drafts += [publisher.draft("stock.sync")] * 4
     drafts += [publisher.draft("image.resize"), publisher.draft("nobody.listens")]
-    drafts += [publisher.draft("order.expire").payload({"order": n, "paid": n < 2}) for n in range(5)]
+    drafts += [publisher.draft("order.expire").payload({"order": n, "paid": n in (0, 1)}) for n in range(5)]
     drafts += [publisher.draft("tax.report").payload({"year": 2020 + n}) for n in range(2)]
     drafts += [publisher.draft("report.generate").payload({"month": n}) for n in range(2)]
     receipts = publish_many(engine, drafts)
     told.append(f"{len(receipts)} actions published in one transaction")
 
-    first = publish(
-        engine, "email.welcome", {"to": "once@example.org", "name": "Once"}, idempotency_key="welcome:once"
-    )
-    again = publish(
-        engine, "email.welcome", {"to": "once@example.org", "name": "Once"}, idempotency_key="welcome:once"
-    )
+    first = publish(engine, "email.welcome", {"to": "once@example.org", "name": "Once"}, idempotency_key="welcome:once")
+    again = publish(engine, "email.welcome", {"to": "once@example.org", "name": "Once"}, idempotency_key="welcome:once")
     told.append(
         f"published twice with one idempotency key: #{first.id} {first.outcome}, then #{again.id} {again.outcome}"
     )

@@ -1,7 +1,8 @@
 """Receivers on loopback that record what really arrives: a mail server and a web server, for the demo and the tests.
 
-They speak the protocols on real sockets, on a port that the system picks. What they should answer can be scripted, failures and cut
-connections included; the last word about *delivered twice* or *never delivered* is theirs, not the sender's.
+They speak the protocols on real sockets, on a port that the system picks. What they should answer can be scripted,
+failures and cut connections included; the last word about *delivered twice* or *never delivered* is theirs, not the
+sender's.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class _Sink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpReply:
-    """What the mail server answers to one mail; with *hang_up* the connection is cut instead, the mail taken if *takes*."""
+    """What the mail server answers to one mail.
+
+    With *hang_up* the connection is cut instead, the mail taken if *takes*.
+    """
 
     code: int = 250
     text: str = "taken"

@@ -1,4 +1,7 @@
-"""The demo's surroundings: a folder, a Prefect server of its own, the claim flows as processes; all ended by their ids."""
+"""The demo's surroundings: a folder, a Prefect server of its own, the claim flows as processes.
+
+All ended by their ids.
+"""
 
 from __future__ import annotations
 

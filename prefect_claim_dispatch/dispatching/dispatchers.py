@@ -1,4 +1,7 @@
-"""How work is handed to Prefect: as a task run or as a subflow run. A new mode is one more class here that passes the contract test."""
+"""How work is handed to Prefect: as a task run or as a subflow run.
+
+A new mode is one more class here that passes the contract test.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ OnDone = Callable[[Work, str], None]
 
 
 class Dispatcher(Protocol):
-    """Starts work and tells when its run is over. `submit` does not wait; `on_done` is called once for each, from any thread."""
+    """Starts work and tells when its run is over.
+
+    `submit` does not wait; `on_done` is called once for each, from any thread.
+    """
 
     def submit(self, work: Work, on_done: OnDone) -> None:
         """Start a run for *work*; *on_done* gets it back with the name of the run's final state."""
@@ -104,6 +110,6 @@ def _ended(future: PrefectFuture[Any]) -> str:
     try:
         # The run is over, so this takes the state that is at hand; `state` of a running future would be an API call.
         future.wait()
-        return future.state.name or "without a name"
     except BaseException as error:  # noqa: BLE001 - a base exception in a child must not end the thread that settles it
         return type(error).__name__
+    return future.state.name or "without a name"

@@ -18,7 +18,10 @@ MAX_PROBLEMS = 5
 
 
 def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[Action, dict[str, Any]] | Outcome:
-    """The action and its processor's arguments, ready to be dispatched; or the outcome that ends it here, without a run."""
+    """The action and its processor's arguments, ready to be dispatched.
+
+    Or the outcome that ends it here, without a run.
+    """
     if raw.fail_count >= policy.max_attempts:
         attempts = f"{raw.fail_count} attempts of {policy.max_attempts} are used up"
         return Unprocessable(error_type="AttemptsUsedUp", message=attempts)
@@ -78,7 +81,10 @@ def _why(error: BaseException) -> str:
 
 
 def _problems(error: ValidationError) -> str:
-    """Where the payload does not fit and why; its values are left out, since errors are shown to more people than payloads."""
+    """Where the payload does not fit and why.
+
+    Its values are left out, since errors are shown to more people than payloads.
+    """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     told = [f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}" for problem in problems]
     more = f" (and {len(told) - MAX_PROBLEMS} more)" if len(told) > MAX_PROBLEMS else ""

@@ -45,14 +45,17 @@ class LoopOptions:
 
     @property
     def read_ahead(self) -> int:
-        """Claims that wait for a slot, so that none stands empty while the next claim is made. A crash strands as many."""
+        """Claims that wait for a slot, so that none stands empty while the next claim is made.
+
+        A crash strands as many.
+        """
         return max(4, self.concurrency // 2)
 
 
 class ClaimLoop:
     """Runs in the flow's main thread; work runs in the dispatcher's threads, the table is written by the keeper's."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - its parts, each of another type
         self,
         engine: Engine,
         table: Table,
@@ -106,9 +109,12 @@ class ClaimLoop:
         self._count_unroutable(survey)
 
     def stop(self) -> bool:
-        """Give back at once what has not begun, wait for the rest for the grace period; returns whether all of it ended.
+        """Give back at once what has not begun, wait for the rest for the grace period.
 
-        For a flow that was told to end: nothing that has not begun may cost an attempt, or wait for its lease to run out.
+        Returns whether all of it ended.
+
+        For a flow that was told to end: nothing that has not begun may cost an attempt, or wait for its lease to run
+            out.
         """
         for raw in self._waiting:
             self._settle_raw(raw, Released())
@@ -187,7 +193,8 @@ class ClaimLoop:
     def _done(self, work: Work, ended: str) -> None:
         work.conclude(ended)
         if not work.has_begun:
-            # It never began, since its lease could not be relied on any more: give it back, if it is still ours to give.
+            # It never began, since its lease could not be relied on any more: give it back, if it is still ours to
+            # give.
             self._settle(work, Released())
         with self._freed:
             self._outstanding.discard(work)

@@ -1,7 +1,8 @@
 """The Prefect tasks and flows that work runs in: one for each processor, made once, called with a reference.
 
-A copy of the author's `Task` or `Flow` keeps all that its decorator says (retries, hooks, log settings); its function is replaced by one that
-takes the reference, finds the work by it and calls the author's function with the payload, in this process.
+A copy of the author's `Task` or `Flow` keeps all that its decorator says (retries, hooks, log settings); its function
+is replaced by one that takes the reference, finds the work by it and calls the author's function with the payload, in
+this process.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _flow(processor: Processor, find: Find) -> Flow[..., Any]:
     flow = copy.copy(cast("Flow[..., Any]", processor.source))
     flow.fn = _flow_body(processor, find)
     flow.flow_run_name = RUN_NAME
-    # Flow parameters are stored and shown, and their values go into the error log when they don't fit: the reference is the only one.
+    # Flow parameters are stored and shown, and their values go into the error log when they don't fit: the reference
+    # is the only one.
     flow.should_validate_parameters = False
     flow.parameters = parameter_schema(flow.fn)
     if processor.options.timeout is not None:

@@ -34,7 +34,11 @@ class ActionReference:
 
 
 class ProcessorExitedError(Exception):
-    """A processor raised what would end a whole process (`SystemExit`, `KeyboardInterrupt`, ...); told as an ordinary error instead."""
+    """A processor raised what would end a whole process (`SystemExit`, `KeyboardInterrupt`, ...), told as an error."""
+
+
+class RunFailedError(Exception):
+    """A processor returned a Prefect state other than Completed: as Prefect has it, its run failed."""
 
 
 class Phase(Enum):
@@ -87,7 +91,7 @@ class Work:
             return _not_started()
         try:
             result = self.processor.function(**self._arguments)
-        except BaseException as error:  # noqa: BLE001 - SystemExit in one action would end the flow and all the others
+        except BaseException as error:  # SystemExit in one action would end the flow and all the others
             self._error = TimeoutError("over its time limit") if _is_prefects_own(error) else error
             if isinstance(error, Exception) or _is_prefects_own(error):
                 raise
@@ -100,7 +104,7 @@ class Work:
             return _not_started()
         try:
             result = await self.processor.function(**self._arguments)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             task = asyncio.current_task()
             is_cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
             self._error = TimeoutError("over its time limit, or cancelled") if is_cancelled else error
@@ -110,7 +114,10 @@ class Work:
         return self._finished(result)
 
     def conclude(self, ended: str) -> None:
-        """Settle the outcome when the Prefect run is over: without one, the attempt failed. *ended* says how the run ended."""
+        """Settle the outcome when the Prefect run is over: without one, the attempt failed.
+
+        *ended* says how the run ended.
+        """
         if self.outcome is not None or self._phase is Phase.WITHDRAWN:
             return
         if self._error is not None:
@@ -140,6 +147,10 @@ class Work:
             case Cancel() as cancel:
                 self._decide(cancel)
                 return Completed(name="Cancelled", message="cancelled by its processor")
+            case State() if not result.is_completed():
+                # Raised, since a flow run that returns a failed state is left waiting for its retry.
+                self._error = RunFailedError(result.message or f"the processor returned the state {result.name}")
+                raise self._error
             case _:
                 self._decide(Processed())
                 # What a processor returns stays with it, unless its author asked Prefect to keep results.
@@ -157,7 +168,7 @@ def _as_exception(error: BaseException) -> ProcessorExitedError:
 
 
 def _is_prefects_own(error: BaseException) -> bool:
-    """Whether *error* is the cancellation that Prefect throws into a thread at a time limit, and not the processor's doing."""
+    """Whether *error* is what Prefect throws into a thread at a time limit, and not the processor's doing."""
     return isinstance(error, asyncio.CancelledError) and type(error).__module__.startswith("prefect.")
 
 

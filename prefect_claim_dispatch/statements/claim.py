@@ -1,11 +1,13 @@
 """Claim: take due actions, highest priority first, then `end_at`, then `id`.
 
-The statement names each lane, that is each (type, priority), which the survey found, as a branch of its own: there the index gives due rows in the
-wanted order and nothing else. The branches of one priority are merged, and the priorities come one after another, all of it lazily, so that
-about `limit` rows are read and locked, whatever else waits in the table. Two things would spoil that, silently:
+The statement names each lane, that is each (type, priority), which the survey found, as a branch of its own: there
+the index gives due rows in the wanted order and nothing else. The branches of one priority are merged, and the
+priorities come one after another, all of it lazily, so that about `limit` rows are read and locked, whatever else
+waits in the table. Two things would spoil that, silently:
 
 - Ordering by priority as well: the planner sees no such order in a branch, and reads `limit` rows of each to sort them.
-- Locking in the branches: locked rows count as unordered, because a lock may wait for a change. So rows are locked above the merge, one
+- Locking in the branches: locked rows count as unordered, because a lock may wait for a change. So rows are locked
+  above the merge, one
   by one as they come, those that somebody else has locked are passed over, and the limit counts what was locked.
 """
 
@@ -15,9 +17,9 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
-    Alias,
     ColumnElement,
     Float,
+    FromClause,
     Integer,
     Select,
     SmallInteger,
@@ -52,14 +54,13 @@ REMEMBERED_SHAPES = 128
 def claim(table: Table, dialect: str, lanes: tuple[int, ...], *, bounded: bool = False) -> UpdateBase:
     """Claim at most `limit` due actions of the *lanes*; returns their rows in no particular order.
 
-    *lanes* says how many lanes there are of each priority, highest first. Binds ``type_0, priority_0, ...`` in that order, ``limit``,
-    ``lease_seconds``, ``claimed_by``, and ``until`` if *bounded*. Fenced against plans that run the subquery again. By ``ix_*_due``;
-    ordering keys by ``uq_*_running`` and ``ix_*_ordering``.
+    *lanes* says how many lanes there are of each priority, highest first. Binds ``type_0, priority_0, ...`` in that
+    order, ``limit``, ``lease_seconds``, ``claimed_by``, and ``until`` if *bounded*. Fenced against plans that run the
+    subquery again. By ``ix_*_due``; ordering keys by ``uq_*_running`` and ``ix_*_ordering``.
     """
     positions = iter(range(sum(lanes)))
     priorities = [
-        _merged([_due(table, next(positions), bounded=bounded) for _ in range(number)], dialect)
-        for number in lanes
+        _merged([_due(table, next(positions), bounded=bounded) for _ in range(number)], dialect) for number in lanes
     ]
     chosen = _locked(table, _in_turn(priorities), dialect, bounded=bounded).limit(_limit(dialect))
     return (
@@ -80,7 +81,10 @@ def claim(table: Table, dialect: str, lanes: tuple[int, ...], *, bounded: bool =
 
 
 def _locked(table: Table, due: Subquery, dialect: str, *, bounded: bool) -> Select[Any]:
-    """The ids of *due*, in its order, each locked when it is asked for, and looked at again then: it may have been claimed a moment ago."""
+    """The ids of *due*, in its order, each locked when it is asked for, and looked at again then.
+
+    It may have been claimed a moment ago.
+    """
     if dialect == SQLITE:
         return select(due.c.id)
     row = table.alias("row")
@@ -123,15 +127,16 @@ def _due(table: Table, position: int, *, bounded: bool) -> Select[Any]:
     )
 
 
-def _is_due(row: Alias, *, bounded: bool) -> ColumnElement[bool]:
+def _is_due(row: FromClause, *, bounded: bool) -> ColumnElement[bool]:
     is_due = row.c.end_at <= now()
     return and_(is_due, row.c.end_at <= bindparam("until", type_=Instant())) if bounded else is_due
 
 
-def _may_run(table: Table, lane: Alias) -> ColumnElement[bool]:
+def _may_run(table: Table, lane: FromClause) -> ColumnElement[bool]:
     """No other action of the same ordering key runs, or comes before: lower id, and due or tried already.
 
-    Two questions, each of which its index answers with the first entry it meets; asked as one, all actions of the key would be looked at.
+    Two questions, each of which its index answers with the first entry it meets; asked as one, all actions of the key
+    would be looked at.
     """
     running, earlier = table.alias("running"), table.alias("earlier")
     is_running = exists().where(

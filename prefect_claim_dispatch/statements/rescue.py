@@ -16,7 +16,10 @@ from prefect_claim_dispatch.statements.rows import action_columns
 
 @cache
 def expired(table: Table, dialect: str) -> Select[Any]:
-    """At most `limit` claims whose lease is over by the database's clock, locked, longest over first. By ``ix_*_leases``."""
+    """At most `limit` claims whose lease is over by the database's clock, locked, longest over first.
+
+    By ``ix_*_leases``.
+    """
     query = (
         select(*action_columns(table, dialect))
         .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())

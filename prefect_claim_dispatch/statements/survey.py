@@ -31,10 +31,13 @@ ONE: Final = literal_column("1", Integer)
 
 @cache
 def survey(table: Table) -> CompoundSelect[Any]:
-    """One row for each (type, priority) that has pending actions, with its earliest `end_at`; one more for the oldest lease.
+    """One row for each (type, priority) that has pending actions, with its earliest `end_at`.
 
-    Columns ``type, priority, end_at, now``; ``type`` is NULL on the row of the lease. A loose index scan: it jumps from one
-    (type, priority) to the next in ``ix_*_due``, so its cost is the number of these pairs and not of the rows. Leases by ``ix_*_leases``.
+    One more for the oldest lease.
+
+    Columns ``type, priority, end_at, now``; ``type`` is NULL on the row of the lease. A loose index scan: it jumps
+    from one (type, priority) to the next in ``ix_*_due``, so its cost is the number of these pairs and not of the
+    rows. Leases by ``ix_*_leases``.
     """
     lane = _lanes(table)
     head = table.alias("head")

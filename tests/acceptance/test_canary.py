@@ -1,4 +1,7 @@
-"""Payloads do not leave the database: not into Prefect's database, API, logs or artifacts, unless the processor puts them there."""
+"""Payloads do not leave the database.
+
+Not into Prefect's database, API, logs or artifacts, unless the processor puts them there.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def test_no_payload_text_reaches_prefect(
     with engine.begin() as connection:
         broken = f'["{canary}"]'
         cast = "CAST(:broken AS jsonb)" if engine.dialect.name == "postgresql" else ":broken"
-        connection.execute(text(f"INSERT INTO action_logs (type, payload) VALUES ('t.note', {cast})"), {"broken": broken})
+        connection.execute(
+            text(f"INSERT INTO action_logs (type, payload) VALUES ('t.note', {cast})"), {"broken": broken}
+        )
 
     report = dispatch()
 
@@ -59,7 +64,9 @@ def test_the_scan_would_find_what_a_processor_puts_there(
     publish(engine, "t.note")
     dispatch()
 
-    wait_until(lambda: b"noted t.note" in stored_by(prefect_api), description="the log line in the database", timeout=30)
+    wait_until(
+        lambda: b"noted t.note" in stored_by(prefect_api), description="the log line in the database", timeout=30
+    )
 
     files = list(Path(prefect_api.home).rglob("*.db"))
     assert any(_is_prefects(file) for file in files)

@@ -1,4 +1,7 @@
-"""Deployed for real: server, process work pool, worker, and the repository's own prefect.yaml; the schedule does the rest."""
+"""Deployed for real: server, process work pool, worker, and the repository's own prefect.yaml.
+
+The schedule does the rest.
+"""
 
 from __future__ import annotations
 

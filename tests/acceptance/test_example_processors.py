@@ -1,4 +1,7 @@
-"""The example processors against a real mail server, a real web server and a real directory: what arrives, and what is concluded."""
+"""The example processors against a real mail server, a real web server and a real directory.
+
+What arrives, and what is concluded.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,10 @@ def test_recipient_refused_for_good_cancels(smtp: SmtpSink) -> None:
 
 @pytest.mark.parametrize("where", ["recipient", "mail"])
 def test_refusal_for_now_fails_without_telling_the_address(smtp: SmtpSink, where: str) -> None:
-    """Greylisting: tried again. An exception's text is stored by Prefect, so it must not quote what the server quotes."""
+    """Greylisting: tried again.
+
+    An exception's text is stored by Prefect, so it must not quote what the server quotes.
+    """
     if where == "recipient":
         smtp.refuse_recipient(ADDRESS, 451)
     else:

@@ -95,7 +95,10 @@ def test_every_way_an_attempt_can_end_harms_only_its_own_row(engine: Engine, dis
 
 
 def test_rows_that_can_never_be_processed_go_dead_alone(engine: Engine, dispatch: Dispatch) -> None:
-    """Rows written behind the library's back: each goes dead with a readable error, without a run, and its sibling is processed."""
+    """Rows written behind the library's back.
+
+    Each goes dead with a readable error, without a run, and its sibling is processed.
+    """
     good = published(engine, "t.order", {"number": 7})
     with engine.begin() as connection:
         for payload in ('{"number": "seven"}', "[1, 2]", '"text"', '{"__meta": 5}', '{"__rules": {"no such": 1}}'):
@@ -186,9 +189,7 @@ def test_empty_tick_is_one_statement_and_leaves_nothing_behind(
     assert not [artifact for artifact in artifacts if "t.note | 0" in str(artifact["data"])]
 
 
-def test_report_is_an_artifact_of_the_flow_run(
-    engine: Engine, dispatch: Dispatch, prefect_api: PrefectServer
-) -> None:
+def test_report_is_an_artifact_of_the_flow_run(engine: Engine, dispatch: Dispatch, prefect_api: PrefectServer) -> None:
     """Whoever is on call looks at the run, and finds what it did in a table."""
     id_ = published(engine, "t.note")
 

@@ -15,6 +15,12 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
+
+from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch.claiming import MAX_LANES, Lane
+from prefect_claim_dispatch.outcomes import Failed, Processed, Released
+from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.schema import actions_table
 from tests.kit.tables import (
     LEASE,
     TABLE,
@@ -32,12 +38,6 @@ from tests.kit.tables import (
     verdicts,
 )
 from tests.kit.waiting import wait_until
-
-from prefect_claim_dispatch import claiming, engines, settling
-from prefect_claim_dispatch.claiming import MAX_LANES, Lane
-from prefect_claim_dispatch.outcomes import Failed, Processed, Released
-from prefect_claim_dispatch.rescuing import rescue
-from prefect_claim_dispatch.schema import actions_table
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 FAILED = Failed(error_type="E", message="m")
@@ -80,7 +80,10 @@ def test_claim_takes_highest_priority_then_earliest_then_lowest_id(engine: Engin
 
 
 def test_order_holds_across_types(engine: Engine) -> None:
-    """Types are separate lanes of the index; which one is served must be decided by the actions, not by the alphabet."""
+    """Types are separate lanes of the index.
+
+    Which one is served must be decided by the actions, not by the alphabet.
+    """
     ids = add_many(
         engine,
         [
@@ -101,7 +104,9 @@ def test_order_holds_across_types(engine: Engine) -> None:
 
 def test_claim_takes_no_more_than_its_limit(engine: Engine) -> None:
     """A crash strands what was claimed, so a claim must never take more than it was told to."""
-    add_many(engine, [{"type": type_, "priority": priority} for type_ in "abc" for priority in (0, 1) for _ in range(5)])
+    add_many(
+        engine, [{"type": type_, "priority": priority} for type_ in "abc" for priority in (0, 1) for _ in range(5)]
+    )
 
     claimed = claim_due(engine, limit=7)
 
@@ -347,7 +352,9 @@ def test_sqlite_compares_its_own_clock_with_ours(sqlite_url: str, modifier: str)
     """Instants on SQLite are text; what `datetime('now')` wrote must sort among what we wrote."""
     engine = engines.create(sqlite_url)
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"INSERT INTO action_logs (type, end_at) VALUES ('a', datetime('now', '{modifier}'))")
+        connection.exec_driver_sql(
+            f"INSERT INTO action_logs (type, end_at) VALUES ('a', datetime('now', '{modifier}'))"
+        )
 
     claimed = claim_blindly(engine, ("a", 0))
 
@@ -367,7 +374,7 @@ HOSTILE = {
         "1.5",
         "'" + "[" * 10_000 + "]" * 10_000 + "'",
         '\'{"n": ' + "9" * 5_000 + "}'",
-        '\'{"__meta": [1]}\'',
+        "'{\"__meta\": [1]}'",
         "'{\"a\": 1} x'",
     ],
     "postgresql": [
@@ -378,7 +385,7 @@ HOSTILE = {
         "'" + "[" * 6_000 + "]" * 6_000 + "'",
         '\'{"n": ' + "9" * 5_000 + "}'",
         "('{\"n\": ' || repeat('[', 5000) || repeat(']', 5000) || '}')::jsonb",
-        '\'{"__meta": [1]}\'',
+        "'{\"__meta\": [1]}'",
     ],
 }
 
@@ -388,7 +395,9 @@ def test_hostile_payloads_harm_only_themselves(engine: Engine) -> None:
     hostile = HOSTILE[engine.dialect.name]
     with engine.begin() as connection:
         for payload in hostile:
-            connection.exec_driver_sql(f"INSERT INTO action_logs (type, payload) VALUES ('bad', {payload})".replace("%", "%%"))
+            connection.exec_driver_sql(
+                f"INSERT INTO action_logs (type, payload) VALUES ('bad', {payload})".replace("%", "%%")
+            )
     add_many(engine, [{"type": "good", "payload": {"user": number}} for number in range(3)])
     make_due(engine, *range(1, len(hostile) + 1))
 
@@ -405,7 +414,10 @@ def test_hostile_payloads_harm_only_themselves(engine: Engine) -> None:
 
 
 def test_deepest_nesting_is_claimed(engine: Engine) -> None:
-    """10,000 levels, as far as the database itself takes them: claimed with the others, and undecodable for itself alone."""
+    """10,000 levels, as far as the database itself takes them.
+
+    Claimed with the others, and undecodable for itself alone.
+    """
     nested = "[" * 10_000 + "]" * 10_000
     try:
         with engine.begin() as connection:
@@ -427,7 +439,16 @@ def test_deepest_nesting_is_claimed(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "errors", ["'{\"a\": 1}'", "'[1, \"x\", null]'", "'null'", "'7'", "'not json'", "x'ff'", "'" + "[" * 5_000 + "]" * 5_000 + "'"]
+    "errors",
+    [
+        "'{\"a\": 1}'",
+        "'[1, \"x\", null]'",
+        "'null'",
+        "'7'",
+        "'not json'",
+        "x'ff'",
+        "'" + "[" * 5_000 + "]" * 5_000 + "'",
+    ],
 )
 def test_hostile_errors_are_left_out(engine: Engine, errors: str) -> None:
     """`errors` is for people; what is no list of objects is dropped when the next entry is written."""
@@ -490,9 +511,7 @@ def test_actions_of_one_key_run_one_at_a_time(engine: Engine) -> None:
 
 def test_next_of_the_key_follows_when_the_first_is_terminal(engine: Engine) -> None:
     """In order of id, whatever their end_at and priority say."""
-    ids = add_many(
-        engine, [{"ordering_key": "k", "due_in": -seconds, "priority": seconds} for seconds in (1, 3, 2)]
-    )
+    ids = add_many(engine, [{"ordering_key": "k", "due_in": -seconds, "priority": seconds} for seconds in (1, 3, 2)])
     taken: list[int] = []
 
     while claimed := claim_due(engine):
@@ -560,7 +579,10 @@ def test_two_claimers_never_run_one_key_twice(engine: Engine) -> None:
 
 
 def test_unique_index_has_the_last_word(engine: Engine) -> None:
-    """Two claimers that look at different moments can both find their row the first; the index lets only one of them write."""
+    """Two claimers that look at different moments can both find their row the first.
+
+    The index lets only one of them write.
+    """
     first, second = add_many(engine, [{"ordering_key": "k"}] * 2)
     claim_due(engine)
 
@@ -576,11 +598,14 @@ def test_claim_that_meets_another_of_its_key_takes_the_rest(postgres_url: str) -
     hidden, visible = add(engine, ordering_key="k", due_in=3600), add(engine, ordering_key="k")
     free = add(engine)
     with engine.connect() as rival:
-        # As the rival sees it, the first is due by now and not claimed yet: it claims it, and commits while our claim waits at the index.
+        # As the rival sees it, the first is due by now and not claimed yet: it claims it, and commits while our claim
+        # waits at the index.
         rival.execute(
             update(TABLE)
             .where(TABLE.c.id == hidden)
-            .values(status="claimed", claimed_at=LONG_AGO, lease_expires_at=datetime(2100, 1, 1, tzinfo=UTC), claim_count=1)
+            .values(
+                status="claimed", claimed_at=LONG_AGO, lease_expires_at=datetime(2100, 1, 1, tzinfo=UTC), claim_count=1
+            )
         )
         with ThreadPoolExecutor(1) as pool:
             ours = pool.submit(claim_due, engine)
@@ -594,9 +619,14 @@ def test_claim_that_meets_another_of_its_key_takes_the_rest(postgres_url: str) -
 
 
 def test_locked_rows_are_passed_over(postgres_url: str) -> None:
-    """`SKIP LOCKED`: an operator's open transaction, or another claimer, holds back its own rows and no others; the limit is filled."""
+    """`SKIP LOCKED`: an operator's open transaction, or another claimer, holds back its own rows and no others.
+
+    The limit is filled.
+    """
     engine = engines.create(postgres_url)
-    ids = add_many(engine, [{"type": type_, "end_at": LONG_AGO + timedelta(seconds=n)} for n, type_ in enumerate("abababab")])
+    ids = add_many(
+        engine, [{"type": type_, "end_at": LONG_AGO + timedelta(seconds=n)} for n, type_ in enumerate("abababab")]
+    )
     with engine.begin() as other:
         other.execute(select(TABLE.c.id).where(TABLE.c.id.in_(ids[:3])).with_for_update())
 
@@ -607,11 +637,15 @@ def test_locked_rows_are_passed_over(postgres_url: str) -> None:
 
 
 def test_row_changed_since_the_claim_looked_is_looked_at_again(postgres_url: str) -> None:
-    """Settled, cancelled or postponed between the claim's snapshot and its lock: then it is not due any more, whatever the snapshot says."""
+    """Settled, cancelled or postponed between the claim's snapshot and its lock.
+
+    Then it is not due any more, whatever the snapshot says.
+    """
     engine = engines.create(postgres_url)
     cancelled, postponed, deleted, due = add_many(engine, [{}] * 4)
     with engine.begin() as connection:
-        # A view of the table whose rows make the claim wait when it looks at them, so that there is a moment between looking and locking.
+        # A view of the table whose rows make the claim wait when it looks at them, so that there is a moment between
+        # looking and locking.
         connection.exec_driver_sql(
             "CREATE FUNCTION waits(bigint) RETURNS boolean LANGUAGE plpgsql AS "
             "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(77); RETURN true; END $$"
@@ -641,7 +675,9 @@ def test_row_changed_since_the_claim_looked_is_looked_at_again(postgres_url: str
 def _wait_until_blocked(engine: Engine) -> None:
     def is_blocked() -> bool:
         with engine.connect() as connection:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
             return connection.exec_driver_sql(query).scalar_one() > 0
 
     wait_until(is_blocked, description="the claim waits for a lock")

@@ -11,6 +11,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, event
+
+from prefect_claim_dispatch import engines
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.keeping import BATCH, Keeper
+from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed
+from prefect_claim_dispatch.reports import Tally
+from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.settling import settle, settle_action
 from tests.kit.lives import said
 from tests.kit.processes import Child, Processes
 from tests.kit.tables import (
@@ -28,15 +37,6 @@ from tests.kit.tables import (
     verdicts,
 )
 from tests.kit.waiting import wait_until
-
-from prefect_claim_dispatch import engines
-from prefect_claim_dispatch.actions import elapsed_clock
-from prefect_claim_dispatch.claiming import RawAction
-from prefect_claim_dispatch.keeping import BATCH, Keeper
-from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed
-from prefect_claim_dispatch.rescuing import rescue
-from prefect_claim_dispatch.reports import Tally
-from prefect_claim_dispatch.settling import settle, settle_action
 
 FAILED = Failed(error_type="E", message="m")
 
@@ -92,7 +92,9 @@ def database_away(engine: Engine) -> Iterator[None]:
     name = engine.url.database
     with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'")
+        connection.exec_driver_sql(
+            f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
         yield
         connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     admin.dispose()
@@ -350,7 +352,9 @@ def test_verdict_is_given_up_loudly_when_its_lease_is_over(
     assert not is_logged(caplog, f"a #{kept.id} (attempt 1): lost")
 
 
-def test_close_gives_up_when_the_leases_are_over(engine: Engine, tally: Tally, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_gives_up_when_the_leases_are_over(
+    engine: Engine, tally: Tally, caplog: pytest.LogCaptureFixture
+) -> None:
     """A flow must be able to end while the database is away; its claims are rescued later."""
     with database_away_at_the_end(engine) as go_away, Keeper(engine, TABLE, lease=LEASE, tally=tally) as keeper:
         (raw,) = held(engine, keeper)
@@ -365,7 +369,7 @@ def test_close_gives_up_when_the_leases_are_over(engine: Engine, tally: Tally, c
 @contextmanager
 def database_away_at_the_end(engine: Engine) -> Iterator[Callable[[], object]]:
     away = database_away(engine)
-    yield lambda: away.__enter__()
+    yield away.__enter__
     away.__exit__(None, None, None)
 
 

@@ -9,6 +9,12 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
+
+from prefect_claim_dispatch import claiming, engines
+from prefect_claim_dispatch.outcomes import Failed, Processed
+from prefect_claim_dispatch.policies import RetryPolicy
+from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import (
     LEASE,
     TABLE,
@@ -25,12 +31,6 @@ from tests.kit.tables import (
     statements_of,
     verdicts,
 )
-
-from prefect_claim_dispatch import claiming, engines
-from prefect_claim_dispatch.outcomes import Failed, Processed
-from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.rescuing import rescue
-from prefect_claim_dispatch.settling import settle
 
 POLICY = RetryPolicy(max_attempts=3, backoff=timedelta(seconds=10))
 

@@ -10,24 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert
 from sqlalchemy.exc import IntegrityError
-from tests.kit.tables import (
-    LEASE,
-    TABLE,
-    add,
-    add_many,
-    by_status,
-    change,
-    claim_due,
-    columns,
-    expire_leases,
-    make_due,
-    row,
-    seconds_from_now,
-    statements_of,
-    verdicts,
-)
 
-from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch import claiming, engines
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.errors import LostLeaseError
@@ -44,6 +28,22 @@ from prefect_claim_dispatch.outcomes import (
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle, settle_action
+from tests.kit.tables import (
+    LEASE,
+    TABLE,
+    add,
+    add_many,
+    by_status,
+    change,
+    claim_due,
+    columns,
+    expire_leases,
+    make_due,
+    row,
+    seconds_from_now,
+    statements_of,
+    verdicts,
+)
 
 FAILED = Failed(error_type="ValueError", message="no such user")
 SNOOZE = Snooze(timedelta(seconds=90))
@@ -97,7 +97,11 @@ def reclaimed(engine: Engine, raw: RawAction) -> RawAction:
         (Crashed(), ONCE, {"status": "dead", "fail_count": 1, "errors": 1}),
         (Unprocessable(error_type="E", message="m"), RetryPolicy(), {"status": "dead", "fail_count": 0, "errors": 1}),
         (SNOOZE, RetryPolicy(), {"status": "pending", "fail_count": 0, "errors": 0, "delay": (89.9, 90.1)}),
-        (Snooze(timedelta(0)), RetryPolicy(), {"status": "pending", "fail_count": 0, "errors": 0, "delay": (-0.1, 0.1)}),
+        (
+            Snooze(timedelta(0)),
+            RetryPolicy(),
+            {"status": "pending", "fail_count": 0, "errors": 0, "delay": (-0.1, 0.1)},
+        ),
         (Cancel("paid"), RetryPolicy(), {"status": "cancelled", "fail_count": 0, "errors": 1}),
         (Released(), RetryPolicy(), {"status": "pending", "fail_count": 0, "errors": 0}),
     ],
@@ -106,7 +110,10 @@ def reclaimed(engine: Engine, raw: RawAction) -> RawAction:
 def test_each_verdict_writes_its_columns(
     engine: Engine, outcome: Outcome, policy: RetryPolicy, expected: dict[str, Any]
 ) -> None:
-    """Design §3, column by column: what is terminal is settled, what is pending belongs to nobody, `end_at` moves only where it must."""
+    """Design §3, column by column.
+
+    What is terminal is settled, what is pending belongs to nobody, `end_at` moves only where it must.
+    """
     raw = claimed(engine, payload={"user": 7})
     before = row(engine, raw.id)
 
@@ -135,7 +142,9 @@ def test_many_verdicts_are_one_statement(engine: Engine) -> None:
     """Group commit: the cost of a batch is one round trip, whatever its verdicts are."""
     add_many(engine, [{} for _ in range(700)])
     raws = claim_due(engine)
-    mixed = [verdict for raw, outcome in zip(raws, OUTCOMES * 100, strict=True) for verdict in verdicts(outcome, [raw], ONCE)]
+    mixed = [
+        verdict for raw, outcome in zip(raws, OUTCOMES * 100, strict=True) for verdict in verdicts(outcome, [raw], ONCE)
+    ]
 
     with statements_of(engine) as sent:
         settled = settle(engine, TABLE, mixed, {raw.id: f"run-{raw.id}" for raw in raws})
@@ -187,13 +196,21 @@ def test_nothing_to_settle_is_no_statement(engine: Engine) -> None:
 
 def test_hostile_error_text_is_stored(engine: Engine) -> None:
     """An error's text is whatever a processor raised; it must never cost the batch its settlement."""
-    messages = ["\x00 and \ud800", "'); DROP TABLE action_logs; --", "%s %(a)s :b ?", '{"a": "\\u0000"}', "\N{SNOWMAN}" * 5_000]
+    messages = [
+        "\x00 and \ud800",
+        "'); DROP TABLE action_logs; --",
+        "%s %(a)s :b ?",
+        '{"a": "\\u0000"}',
+        "\N{SNOWMAN}" * 5_000,
+    ]
     add_many(engine, [{} for _ in messages])
     raws = claim_due(engine)
     failures = [Failed.from_exception(ValueError(message)) for message in messages]
 
     settled = settle(
-        engine, TABLE, [verdict for raw, failed in zip(raws, failures, strict=True) for verdict in verdicts(failed, [raw])]
+        engine,
+        TABLE,
+        [verdict for raw, failed in zip(raws, failures, strict=True) for verdict in verdicts(failed, [raw])],
     )
 
     assert settled == {raw.id for raw in raws}
@@ -204,7 +221,10 @@ def test_hostile_error_text_is_stored(engine: Engine) -> None:
 
 
 def test_stale_claim_cannot_settle(engine: Engine) -> None:
-    """S2: a zombie that finishes late must not overwrite what happens under the claim that came after, whatever its verdict."""
+    """S2: a zombie that finishes late must not overwrite what happens under the claim that came after.
+
+    Whatever its verdict.
+    """
     stale = claimed(engine)
     reclaimed(engine, stale)
     before = columns(engine, stale.id)
@@ -391,26 +411,26 @@ def test_lost_lease_spoils_the_callers_transaction(engine: Engine) -> None:
 
 
 IMPOSSIBLE: list[dict[str, Any]] = [
-        {"status": "running"},
-        {"status": "claimed"},
-        {"status": "claimed", "claimed_at": SOME_TIME},
-        {"status": "claimed", "lease_expires_at": SOME_TIME},
-        {"lease_expires_at": SOME_TIME},
-        {"claimed_at": SOME_TIME},
-        {"status": "processed"},
-        {"status": "processed", "settled_at": SOME_TIME},
-        {"status": "processed", "processed_at": SOME_TIME},
-        {"status": "dead"},
-        {"status": "cancelled"},
-        {"status": "dead", "settled_at": SOME_TIME, "processed_at": SOME_TIME},
-        {"settled_at": SOME_TIME},
-        {"processed_at": SOME_TIME},
-        {"fail_count": -1},
-        {"claim_count": -1},
-        {"type": ""},
-        {"end_at": datetime(1, 1, 1, tzinfo=UTC)},
-        {"end_at": datetime(9999, 12, 31, tzinfo=UTC)},
-        {"created_at": datetime(1, 1, 1, tzinfo=UTC)},
+    {"status": "running"},
+    {"status": "claimed"},
+    {"status": "claimed", "claimed_at": SOME_TIME},
+    {"status": "claimed", "lease_expires_at": SOME_TIME},
+    {"lease_expires_at": SOME_TIME},
+    {"claimed_at": SOME_TIME},
+    {"status": "processed"},
+    {"status": "processed", "settled_at": SOME_TIME},
+    {"status": "processed", "processed_at": SOME_TIME},
+    {"status": "dead"},
+    {"status": "cancelled"},
+    {"status": "dead", "settled_at": SOME_TIME, "processed_at": SOME_TIME},
+    {"settled_at": SOME_TIME},
+    {"processed_at": SOME_TIME},
+    {"fail_count": -1},
+    {"claim_count": -1},
+    {"type": ""},
+    {"end_at": datetime(1, 1, 1, tzinfo=UTC)},
+    {"end_at": datetime(9999, 12, 31, tzinfo=UTC)},
+    {"created_at": datetime(1, 1, 1, tzinfo=UTC)},
 ]
 
 

@@ -7,6 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
+
+from prefect_claim_dispatch import engines
+from prefect_claim_dispatch.claiming import Lane, Survey, count_due, survey
+from prefect_claim_dispatch.outcomes import Processed
+from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import (
     TABLE,
     add,
@@ -20,11 +25,6 @@ from tests.kit.tables import (
     statements_of,
     verdicts,
 )
-
-from prefect_claim_dispatch import engines
-from prefect_claim_dispatch.claiming import Lane, Survey, count_due, survey
-from prefect_claim_dispatch.outcomes import Processed
-from prefect_claim_dispatch.settling import settle
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,7 @@
-"""Whole claim flows in processes of their own: several at once, told to stop, killed, and stopped like the dead that wake."""
+"""Whole claim flows in processes of their own.
+
+Several at once, told to stop, killed, and stopped like the dead that wake.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ def start_flow(children: Processes, prefect_server: PrefectServer, ledger_file: 
 
     def start(url: str, *options: str, **environment: str) -> Child:
         return children.python(
-            "-m", "prefect_claim_dispatch.cli", "run", "--processors", "tests.acceptance.processors", "--json", *options,
+            "-m", "prefect_claim_dispatch.cli", "run", "--json", "--processors", "tests.acceptance.processors",
+            *options,
             env={
                 **prefect_server.env,
                 "CLAIM_DISPATCH_DATABASE_URL": url,
@@ -98,7 +102,10 @@ def begun(word: str = "begun") -> int:
 
 
 def test_terminated_flow_gives_back_what_has_not_begun(database_url: str, start_flow: StartFlow) -> None:
-    """A deploy in the middle of a batch: unstarted rows are due again at once and lost no attempt; running ones finish."""
+    """A deploy in the middle of a batch: unstarted rows are due again at once and lost no attempt.
+
+    Running ones finish.
+    """
     engine = publish_some(database_url, "t.slow", 30)
     flow = start_flow(database_url, "--lease", "60s", SLOW_SECONDS="1.5")
     wait_until(lambda: begun() >= 4, description="four actions to have begun", timeout=90)
@@ -138,7 +145,10 @@ def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, s
 
 
 def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, start_flow: StartFlow) -> None:
-    """A zombie: stopped for longer than its lease while others did its work. Its verdicts find no row, and it says so."""
+    """A zombie: stopped for longer than its lease while others did its work.
+
+    Its verdicts find no row, and it says so.
+    """
     engine = publish_some(database_url, "t.slow", 2)
     zombie = start_flow(database_url, "--lease", "3s", SLOW_SECONDS="2")
     wait_until(lambda: begun() >= 2, description="work to have begun", timeout=90)

@@ -1,4 +1,7 @@
-"""SIGKILL at each statement of an action's life: what is left behind is what design §5 promises, and nothing is lost."""
+"""SIGKILL at each statement of an action's life.
+
+What is left behind is what design §5 promises, and nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from tests.faults.failpoints import VARIABLE
-from tests.kit.lives import said
-from tests.kit.processes import Child, Processes
-from tests.kit.tables import TABLE, add, by_status, claim_due, expire_leases, make_due, row, verdicts
 
 from prefect_claim_dispatch import engines, operations
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
+from tests.faults.failpoints import VARIABLE
+from tests.kit.lives import said
+from tests.kit.processes import Child, Processes
+from tests.kit.tables import TABLE, add, by_status, claim_due, expire_leases, make_due, row, verdicts
 
 MOMENTS = ("before", "after", "after-commit")
 POLICY = RetryPolicy(backoff=timedelta(0))
 
-# What a life that ended there leaves of the row that it claimed: (status, fail_count, run_id), and what it had said by then.
+# What a life that ended there leaves of the row that it claimed: (status, fail_count, run_id), and what it had said
+# by then.
 LEFT_BEHIND: dict[str, tuple[dict[str, Any], str | None]] = {
     "survey:before": ({"status": "pending"}, None),
     "survey:after": ({"status": "pending"}, None),
@@ -78,7 +82,10 @@ def heal(engine: Engine) -> None:
 def test_kill_leaves_what_is_promised_and_loses_nothing(
     engine: Engine, database_url: str, children: Processes, failpoint: str
 ) -> None:
-    """Before the commit nothing has happened, after it all has; a repeat is explained by a crash that is written down (S5, S7)."""
+    """Before the commit nothing has happened, after it all has.
+
+    A repeat is explained by a crash that is written down (S5, S7).
+    """
     id_ = add(engine)
     expected, last_said = LEFT_BEHIND[failpoint]
 
@@ -119,7 +126,9 @@ def test_kill_while_releasing_costs_an_attempt_at_most(
     assert row(engine, id_).fail_count == (0 if found.status == "pending" else 1)
 
 
-@pytest.mark.parametrize("failpoint", ["rescue:after", "rescue:after-commit", "settle:before", "settle:after", "settle:after-commit"])
+@pytest.mark.parametrize(
+    "failpoint", ["rescue:after", "rescue:after-commit", "settle:before", "settle:after", "settle:after-commit"]
+)
 def test_rescuer_that_is_killed_has_rescued_all_or_nothing(
     engine: Engine, database_url: str, children: Processes, failpoint: str
 ) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select
+
+from prefect_claim_dispatch import engines
 from tests.kit.lives import said
 from tests.kit.processes import Processes
 from tests.kit.tables import TABLE
 from tests.kit.waiting import wait_until
-
-from prefect_claim_dispatch import engines
 
 BACKLOGS = {
     "postgresql": """

@@ -1,4 +1,7 @@
-"""The sentinel: a flow whose interpreter is stuck is ended before its lease is over; one that was merely stopped is not."""
+"""The sentinel: a flow whose interpreter is stuck is ended before its lease is over.
+
+One that was merely stopped is not.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+
+from prefect_claim_dispatch import engines
+from prefect_claim_dispatch.rescuing import rescue
 from tests.kit.lives import said
 from tests.kit.processes import MARK, Child, Processes, marked
 from tests.kit.tables import TABLE, add, claim_due, make_due, row
 from tests.kit.waiting import wait_until
-
-from prefect_claim_dispatch import engines
-from prefect_claim_dispatch.rescuing import rescue
 
 
 @pytest.fixture
@@ -37,7 +40,10 @@ def keeping(children: Processes, url: str, lease: float, work: str, end: Path) -
 def test_stuck_interpreter_is_ended_before_its_lease(
     engine: Engine, database_url: str, children: Processes, tmp_path: Path
 ) -> None:
-    """C code that never gives up the interpreter lock: no thread can renew, so the process must be gone before another has its row."""
+    """C code that never gives up the interpreter lock.
+
+    No thread can renew, so the process must be gone before another has its row.
+    """
     id_ = add(engine)
 
     child = keeping(children, database_url, 4, "stuck", tmp_path / "end")
@@ -52,7 +58,10 @@ def test_stuck_interpreter_is_ended_before_its_lease(
 
 
 def test_stopped_process_is_not_ended(engine: Engine, database_url: str, children: Processes, tmp_path: Path) -> None:
-    """A debugger, a suspended laptop, a frozen container: it may come back, and then its fence tells it what it has lost (S2)."""
+    """A debugger, a suspended laptop, a frozen container.
+
+    It may come back, and then its fence tells it what it has lost (S2).
+    """
     id_, end = add(engine), tmp_path / "end"
     child = keeping(children, database_url, 4, "idle", end)
 

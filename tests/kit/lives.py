@@ -1,6 +1,9 @@
-"""Processes that live an action's life without Prefect, to be raced, starved, stopped and killed: ``python -m tests.kit.lives COMMAND URL ...``.
+"""Processes that live an action's life without Prefect, to be raced, starved, stopped and killed.
 
-Each line on standard output is said when it has happened. Importing `tests.faults.failpoints` arms what the environment names.
+``python -m tests.kit.lives COMMAND URL ...``.
+
+Each line on standard output is said when it has happened. Importing `tests.faults.failpoints` arms what the
+environment names.
 """
 
 from __future__ import annotations
@@ -17,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import tests.faults.failpoints  # noqa: F401 - arms the failpoint of the environment
-from tests.kit.tables import TABLE, claim_due, verdicts
-
 from prefect_claim_dispatch import Draft, claiming, engines, publish_many
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Processed, Released
@@ -26,6 +27,7 @@ from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
+from tests.kit.tables import TABLE, claim_due, verdicts
 
 CATASTROPHE = "a" * 40 + "b"  # a match of (a+)+$ takes hours, in C, and never gives up the interpreter lock
 
@@ -62,7 +64,10 @@ def live(url: str, *options: str) -> None:
 
 
 def race(url: str, start: str, ledger: str, limit: str) -> None:
-    """Claim and settle until nothing is due, beginning when the file *start* appears; each execution is a line of the file *ledger*."""
+    """Claim and settle until nothing is due, beginning when the file *start* appears.
+
+    Each execution is a line of the file *ledger*.
+    """
     engine = engines.create(url)
     claiming.survey(engine, TABLE)
     say(ready=True)

@@ -1,4 +1,7 @@
-"""The action table as tests handle it: rows written and read directly, leases and instants moved by SQL, statements counted."""
+"""The action table as tests handle it.
+
+Rows written and read directly, leases and instants moved by SQL, statements counted.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def add(engine: Engine, type_: str = "a", *, due_in: float = -60.0, **values: An
 
 
 def add_many(engine: Engine, actions: Iterable[dict[str, Any]]) -> list[int]:
-    """Insert actions in one transaction, in order; as `add`, each is of type ``a`` and due for a minute unless it says otherwise."""
+    """Insert actions in one transaction, in order.
+
+    As `add`, each is of type ``a`` and due for a minute unless it says otherwise.
+    """
     with engine.begin() as connection:
         return [connection.execute(_insertion(dict(action))).scalar_one() for action in actions]
 
@@ -59,7 +65,7 @@ def by_status(engine: Engine) -> dict[str, int]:
     """How many actions stand in each status that occurs."""
     with engine.connect() as connection:
         counted = select(TABLE.c.status, func.count()).group_by(TABLE.c.status)
-        return {status: number for status, number in connection.execute(counted)}
+        return dict(connection.execute(counted))
 
 
 def change(engine: Engine, *ids: int, **values: Any) -> None:
@@ -105,7 +111,10 @@ def verdicts(outcome: Outcome, raws: Sequence[RawAction], policy: RetryPolicy = 
 
 @contextmanager
 def statements_of(engine: Engine) -> Iterator[list[str]]:
-    """The statements sent meanwhile by *engine*, by the package's names for them; SQL text where they have none. BEGIN is left out."""
+    """The statements sent meanwhile by *engine*, by the package's names for them; SQL text where they have none.
+
+    BEGIN is left out.
+    """
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool) -> None:

@@ -68,7 +68,11 @@ class Plan:
     @property
     def indexes(self) -> set[str]:
         """The indexes that were used, without the table's name."""
-        return {str(node.index).replace(f"_{TABLE}", "").replace(TABLE, "") for node in self.scans if node.index and node.is_executed}
+        return {
+            str(node.index).replace(f"_{TABLE}", "").replace(TABLE, "")
+            for node in self.scans
+            if node.index and node.is_executed
+        }
 
     @property
     def rows_touched(self) -> float:

@@ -1,7 +1,11 @@
-"""What PostgreSQL's planner makes of every statement of the loop, on a table of 100,000 rows and whatever it believes about it.
+"""What PostgreSQL's planner makes of every statement of the loop.
 
-Plans that are right by luck are the most expensive bug this package can have. So each is looked at with fresh statistics, with stale ones
-and with none, as a custom and as a generic plan: its index, no walk through the table, no sort of the backlog, and few rows touched.
+On a table of 100,000 rows and whatever it believes about it.
+
+Plans that are right by luck are the most expensive bug this package can have. So each is looked at with fresh
+statistics, with stale ones
+and with none, as a custom and as a generic plan: its index, no walk through the table, no sort of the backlog, and
+few rows touched.
 """
 
 from __future__ import annotations
@@ -14,10 +18,6 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Executable, event
-from tests.conftest import MIGRATE, shared_postgres
-from tests.kit import postgres
-from tests.kit.tables import TABLE, by_status, claim_due, seconds_from_now
-from tests.plans.explained import Plan, PlanCache, explained
 
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
@@ -27,17 +27,23 @@ from prefect_claim_dispatch.statements.renew import renew
 from prefect_claim_dispatch.statements.rescue import expired
 from prefect_claim_dispatch.statements.settle import settle
 from prefect_claim_dispatch.statements.survey import count_due, survey
+from tests.conftest import MIGRATE, shared_postgres
+from tests.kit import postgres
+from tests.kit.tables import TABLE, by_status, claim_due, seconds_from_now
+from tests.plans.explained import Plan, PlanCache, explained
 
 FINISHED = """
     INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claim_count, processed_at, settled_at)
     SELECT 'type.' || mod(i, 5), mod(i, 3), status, now() - interval '1 day', now(), 1,
            CASE status WHEN 'processed' THEN now() END, now()
     FROM generate_series(1, 60000) i,
-         LATERAL (SELECT CASE WHEN mod(i, 20) = 0 THEN 'dead' WHEN mod(i, 30) = 1 THEN 'cancelled' ELSE 'processed' END) s (status)"""
+         LATERAL (SELECT CASE WHEN mod(i, 20) = 0 THEN 'dead' WHEN mod(i, 30) = 1 THEN 'cancelled' ELSE 'processed'
+         END) s (status)"""
 LIVE = (
     # The future, of the same types.
     """INSERT INTO action_logs (type, priority, end_at)
-       SELECT 'type.' || mod(i, 5), mod(i, 3), now() + interval '1 hour' + i * interval '1 ms' FROM generate_series(1, 10000) i""",
+       SELECT 'type.' || mod(i, 5), mod(i, 3), now() + interval '1 hour' + i * interval '1 ms' FROM generate_series(1,
+       10000) i""",
     # Due, of five types and three priorities; one in forty has an ordering key, most of these behind another.
     """INSERT INTO action_logs (type, priority, end_at, ordering_key)
        SELECT 'type.' || mod(i, 5), mod(i, 3), now() - interval '1 hour' + i * interval '1 ms',
@@ -45,10 +51,12 @@ LIVE = (
        FROM generate_series(1, 18000) i""",
     # Due longer than all others, of types that nobody registered.
     """INSERT INTO action_logs (type, priority, end_at)
-       SELECT 'stray.' || mod(i, 4), 9, now() - interval '2 hours' + i * interval '1 ms' FROM generate_series(1, 10000) i""",
+       SELECT 'stray.' || mod(i, 4), 9, now() - interval '2 hours' + i * interval '1 ms' FROM generate_series(1,
+       10000) i""",
     # Claimed; half of the leases are over.
     """INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claimed_by, claim_count, lease_expires_at)
-       SELECT 'type.' || mod(i, 5), 0, 'claimed', now() - interval '1 hour', now(), 'run', 1, now() + (i - 1000) * interval '1 s'
+       SELECT 'type.' || mod(i, 5), 0, 'claimed', now() - interval '1 hour', now(), 'run', 1, now() + (i - 1000) *
+       interval '1 s'
        FROM generate_series(1, 2000) i""",
 )
 NEVER, ANALYZE, VACUUM = "SELECT 1", "ANALYZE action_logs", "VACUUM ANALYZE action_logs"
@@ -97,15 +105,20 @@ def backlog(request: pytest.FixtureRequest, server: postgres.Server) -> Iterator
 
 @pytest.fixture(params=["force_custom_plan", "force_generic_plan"])
 def cache(request: pytest.FixtureRequest) -> PlanCache:
-    """psycopg prepares after five executions, and then PostgreSQL may plan without knowing the parameters."""
+    """Psycopg prepares after five executions, and then PostgreSQL may plan without knowing the parameters."""
     return request.param
 
 
 def assert_frugal(plan: Plan, *, limit: int, indexes: set[str], touched: int | None = None) -> None:
-    """Only these indexes, and no more than four times *limit* rows: no walk through the table, no sort of the backlog."""
+    """Only these indexes, and no more than four times *limit* rows.
+
+    No walk through the table, no sort of the backlog.
+    """
     assert plan.indexes == indexes, plan.text
     assert not plan.kinds("Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Tid Scan", "Gather"), plan.text
-    assert all(node.rows_in <= limit for node in plan.kinds("Sort", "Incremental Sort", "Hash", "Materialize")), plan.text
+    assert all(node.rows_in <= limit for node in plan.kinds("Sort", "Incremental Sort", "Hash", "Materialize")), (
+        plan.text
+    )
     assert plan.rows_touched <= (4 * limit if touched is None else touched), plan.text
 
 
@@ -141,12 +154,17 @@ def test_survey_jumps_from_lane_to_lane(backlog: Backlog, cache: PlanCache) -> N
 def test_claim_reads_what_it_takes(
     backlog: Backlog, cache: PlanCache, shape: tuple[int, ...], lanes: list[tuple[str, int]], limit: int
 ) -> None:
-    """Due rows come from the index in order, lanes are merged lazily: strays, the future and the finished cost nothing."""
+    """Due rows come from the index in order, lanes are merged lazily.
+
+    Strays, the future and the finished cost nothing.
+    """
     plan = backlog.explain(claim(TABLE, "postgresql", shape), claim_parameters(lanes, limit), cache)
 
     assert plan.nodes[0].kind == "ModifyTable"
     keys = {"uq_running", "ix_ordering"}
-    assert_frugal(plan, limit=limit, indexes={"ix_due", "_pkey"} | (plan.indexes & keys), touched=4 * limit + len(lanes))
+    assert_frugal(
+        plan, limit=limit, indexes={"ix_due", "_pkey"} | (plan.indexes & keys), touched=4 * limit + len(lanes)
+    )
     (lock,) = plan.kinds("LockRows")
     assert lock.facts["Actual Rows"] * lock.facts["Actual Loops"] == limit, plan.text
 
@@ -165,7 +183,9 @@ def test_bounded_claim_has_the_same_plan(backlog: Backlog, cache: PlanCache) -> 
 
     plan = backlog.explain(claim(TABLE, "postgresql", (5, 5, 5), bounded=True), parameters, cache)
 
-    assert_frugal(plan, limit=100, indexes={"ix_due", "_pkey"} | (plan.indexes & {"uq_running", "ix_ordering"}), touched=415)
+    assert_frugal(
+        plan, limit=100, indexes={"ix_due", "_pkey"} | (plan.indexes & {"uq_running", "ix_ordering"}), touched=415
+    )
 
 
 def test_claim_that_finds_nothing_costs_nothing(backlog: Backlog, cache: PlanCache) -> None:
@@ -230,7 +250,10 @@ def test_batches_are_joined_by_the_primary_key(
     parameters: Callable[[list[int]], dict[str, Any]],
     number: int,
 ) -> None:
-    """Each row is looked up once, in order of id (two batches that lock in different orders could wait for each other for ever)."""
+    """Each row is looked up once.
+
+    In order of id (two batches that lock in different orders could wait for each other for ever).
+    """
     ids = backlog.claimed[-number:]
 
     plan = backlog.explain(statement(TABLE, "postgresql"), parameters(ids), cache)
@@ -241,9 +264,14 @@ def test_batches_are_joined_by_the_primary_key(
     assert loop.facts["Actual Rows"] * loop.facts["Actual Loops"] == number, plan.text
 
 
-@pytest.mark.parametrize("forced", ["enable_hashjoin = off; SET enable_mergejoin = off", "enable_nestloop = off", "enable_indexscan = off"])
+@pytest.mark.parametrize(
+    "forced", ["enable_hashjoin = off; SET enable_mergejoin = off", "enable_nestloop = off", "enable_indexscan = off"]
+)
 def test_no_plan_claims_more_than_its_limit(postgres_server: postgres.Server, forced: str) -> None:
-    """The claim of other packages, under a plan that runs the subquery again for each row, claims everything there is."""
+    """The claim of other packages, under a plan that runs the subquery again for each row.
+
+    Claims everything there is.
+    """
     with postgres.fresh_database(postgres_server, prepare=MIGRATE) as url:
         engine = engines.create(url)
 

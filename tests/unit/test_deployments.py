@@ -1,4 +1,7 @@
-"""What `deployments/` and `prefect.yaml` say must be so: a typing error there shows only when somebody deploys, on a bad day."""
+"""What `deployments/` and `prefect.yaml` say must be so.
+
+A typing error there shows only when somebody deploys, on a bad day.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +162,10 @@ def test_no_secret_is_in_a_command_and_none_has_a_default() -> None:
 
 
 def test_files_that_compose_mounts_and_builds_from_are_there() -> None:
-    """Docker makes an empty directory of a mounted file that is missing, and PostgreSQL would start without its role."""
+    """Docker makes an empty directory of a mounted file that is missing.
+
+    And PostgreSQL would start without its role.
+    """
     known = services()
     mounted = [volume.split(":")[0] for service in known.values() for volume in service.get("volumes", ())]
     (build,) = {json.dumps(service["build"], sort_keys=True) for service in known.values() if "build" in service}
@@ -182,7 +188,10 @@ def test_settings_that_deployments_name_exist(path: str) -> None:
 
 
 def test_kubernetes_file_is_valid_by_the_schemas_of_kubernetes() -> None:
-    """Strictly, so that a misspelt field is an error and not ignored; the worker may neither be root nor write to its image."""
+    """Strictly, so that a misspelt field is an error and not ignored.
+
+    The worker may neither be root nor write to its image.
+    """
     validator = importlib.import_module("kubernetes_validate")
     (wanted,) = yaml.safe_load_all((DEPLOYMENTS / "kubernetes.yaml").read_text(encoding="utf-8"))
 
@@ -199,7 +208,7 @@ def test_local_script_is_a_shell_script_that_parses() -> None:
     """Under a plain POSIX shell, not only under bash."""
     script = DEPLOYMENTS / "local.sh"
 
-    checked = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    checked = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False)
 
     assert (checked.returncode, checked.stderr) == (0, "")
     assert script.stat().st_mode & 0o111

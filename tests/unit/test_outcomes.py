@@ -58,7 +58,10 @@ def test_ordinary_text_is_kept(text: str) -> None:
 
 @given(text=st.text(alphabet=st.characters(), max_size=300), limit=st.integers(1, 200))
 def test_redacted_text_is_short_and_storable(text: str, limit: int) -> None:
-    """Whatever a processor raises: no NUL (PostgreSQL refuses it), no lone surrogate (neither encodes it), no longer than the limit."""
+    """Whatever a processor raises.
+
+    No NUL (PostgreSQL refuses it), no lone surrogate (neither encodes it), no longer than the limit.
+    """
     result = redacted(text, limit)
 
     assert len(result) <= limit

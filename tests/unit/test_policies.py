@@ -87,8 +87,13 @@ policies = st.builds(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Outcome) else None,
 )
-def test_each_outcome_has_its_verdict(outcome: Outcome, claim: Claim, status: str, fail_count: int, kind: str | None) -> None:
-    """The whole state machine, attempts left and used up; an entry in `errors` exactly where there is something to explain."""
+def test_each_outcome_has_its_verdict(
+    outcome: Outcome, claim: Claim, status: str, fail_count: int, kind: str | None
+) -> None:
+    """The whole state machine, attempts left and used up.
+
+    An entry in `errors` exactly where there is something to explain.
+    """
     settlement = settlement_for(outcome, claim, POLICY)
 
     assert settlement.status == status
@@ -99,7 +104,10 @@ def test_each_outcome_has_its_verdict(outcome: Outcome, claim: Claim, status: st
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 def test_only_what_waits_gets_a_delay(outcome: Outcome) -> None:
-    """A terminal row keeps its `end_at`, and a released one is due as before: a deploy must not push work into the future."""
+    """A terminal row keeps its `end_at`, and a released one is due as before.
+
+    A deploy must not push work into the future.
+    """
     settlement = settlement_for(outcome, FRESH, POLICY)
 
     waits = isinstance(outcome, Failed | Crashed | Snooze)
@@ -211,7 +219,10 @@ def test_backoff_doubles_up_to_the_cap() -> None:
 
 
 def test_jitter_is_deterministic_and_spreads() -> None:
-    """A thousand rows that failed together must not come back together, and a replayed failure must have the same verdict."""
+    """A thousand rows that failed together must not come back together.
+
+    And a replayed failure must have the same verdict.
+    """
     policy = RetryPolicy(backoff=timedelta(seconds=100))
 
     waits = [policy.delay_after(1, f"{id_}:1") for id_ in range(1_000)]

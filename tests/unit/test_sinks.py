@@ -50,7 +50,10 @@ def post(sink: HttpSink, path: str, key: str = "action_logs:1") -> httpx.Respons
 
 
 def test_mail_arrives_with_envelope_and_text(smtp: SmtpSink) -> None:
-    """Subject, text and dot-stuffed lines must come out as they went in, or a lost line would look like a fault of ours."""
+    """Subject, text and dot-stuffed lines must come out as they went in.
+
+    Or a lost line would look like a fault of ours.
+    """
     text = "first\n.dot\n..two dots\n.\nlast\n"
 
     send(smtp, mail(text=text))
