@@ -7,6 +7,7 @@ first used.
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from prefect_claim_dispatch.actions import Action, ActionStatus
@@ -53,9 +54,20 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return getattr(_loaded(name), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def _loaded(name: str) -> ModuleType:
+    try:
+        return import_module(f"{__name__}.{_LAZY[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "prefect":
+            raise
+        from prefect_claim_dispatch.errors import MissingExtraError  # noqa: PLC0415 - seldom wanted
+
+        raise MissingExtraError(name, "prefect") from error
 
 
 def __dir__() -> list[str]:

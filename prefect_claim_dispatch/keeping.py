@@ -157,7 +157,9 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pause() <= 0, self._pause())
+                # Asked again at every arrival: it is due before the pause that was begun without it is over.
+                while (pause := self._pause()) > 0:
+                    self._changed.wait(pause)
                 if self._is_closing and not (self._verdicts or self._marks):
                     return
             if self._sentinel is not None:

@@ -97,8 +97,8 @@ class ClaimLoop:
                 break
             contended = 0 if claimed else contended + 1
             if claimed:
-                self._wait_for_room()
-            elif lanes and contended <= CONTENDED_ROUNDS:
+                continue
+            if lanes and contended <= CONTENDED_ROUNDS:
                 # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
                 self._pause(CONTENDED_PAUSE)
             elif self._is_busy():
@@ -233,13 +233,9 @@ class ClaimLoop:
             return bool(self._outstanding)
 
     def _wait_for_slot(self) -> None:
-        most = self._options.concurrency + self._options.read_ahead
+        # Here and not in the dispatcher's modes, which have a pool each: tasks and subflows share the slots.
         with self._freed:
-            self._freed.wait_for(lambda: len(self._outstanding) < most)
-
-    def _wait_for_room(self) -> None:
-        with self._freed:
-            self._freed.wait_for(lambda: len(self._outstanding) <= self._options.concurrency)
+            self._freed.wait_for(lambda: len(self._outstanding) < self._options.concurrency)
 
     def _wait_for_progress(self) -> None:
         """Until something ends, or a second: a row may have become due meanwhile, and slots are free for it."""

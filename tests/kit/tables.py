@@ -65,7 +65,7 @@ def by_status(engine: Engine) -> dict[str, int]:
     """How many actions stand in each status that occurs."""
     with engine.connect() as connection:
         counted = select(TABLE.c.status, func.count()).group_by(TABLE.c.status)
-        return dict(connection.execute(counted))
+        return {status: number for status, number in connection.execute(counted)}  # noqa: C416 - dict() takes no rows
 
 
 def change(engine: Engine, *ids: int, **values: Any) -> None:

@@ -22,8 +22,9 @@ class Node:
     """One node of an executed plan; *parents* come from the top."""
 
     facts: dict[str, Any]
-    parents: tuple[Node, ...] = ()
-    children: list[Node] = field(default_factory=list["Node"])
+    # Not in the repr: each node would show its parents, who show their children, for minutes.
+    parents: tuple[Node, ...] = field(default=(), repr=False)
+    children: list[Node] = field(default_factory=list["Node"], repr=False)
 
     @property
     def kind(self) -> str:
@@ -58,8 +59,8 @@ class Node:
 class Plan:
     """An executed plan."""
 
-    text: str
-    nodes: list[Node]
+    text: str = field(repr=False)
+    nodes: list[Node] = field(repr=False)
 
     @property
     def scans(self) -> list[Node]:
