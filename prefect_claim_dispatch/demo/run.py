@@ -27,6 +27,7 @@ from prefect_claim_dispatch.rows import Counts
 
 STATUSES = ("pending", "claimed", "processed", "dead", "cancelled")
 KILL_AFTER = 60
+WIDE = 130
 FINISH = 90.0
 
 
@@ -122,14 +123,15 @@ def _progress(counts: Counts, title: str) -> Group:
 
 def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: float) -> None:
     table = Table(title=f"action_logs after {seconds:.0f} s")
-    table.add_column("type")
+    table.add_column("type", no_wrap=True)
     for status in STATUSES:
         table.add_column(status, justify="right")
-    table.add_column("what they do", style="dim")
-    told = {expected.type: expected.what for expected in EXPECTED}
+    told = {expected.type: expected.what for expected in EXPECTED} if console.width >= WIDE else {}
+    if told:
+        table.add_column("what they do", style="dim")
     for counts in operations.counts(engine).types:
         cells = [str(counts.statuses.get(status, 0) or "·") for status in STATUSES]
-        table.add_row(counts.type, *cells, told.get(counts.type, ""))
+        table.add_row(counts.type, *cells, *([told.get(counts.type, "")] if told else []))
     console.print(table)
     console.print(f"flow 1 was killed with {held} claims open in all; {audit.rescued} actions were rescued from it:")
     for line in audit.rescues[:3]:
