@@ -60,16 +60,18 @@ def _prepare(console: Console, stage: Stage) -> Engine:
     with console.status("migrating an SQLite file, starting Prefect's own server, SMTP and HTTP sinks on loopback"):
         migrations.upgrade(stage.database_url)
         stage.start_server()
-    engine = databases.engine_for(stage.database_url)
-    for line in publish_all(engine):
-        console.print(f"  [green]•[/] {line}")
-    return engine
+    return databases.engine_for(stage.database_url)
 
 
 def _perform(console: Console, stage: Stage, engine: Engine) -> int:
     """Two claim flows, one killed in the middle; returns how many claims it held when it died."""
     victim = stage.start_flow("flow-1", stay="60s")
-    survivor = stage.start_flow("flow-2", stay="10s")
+    survivor = stage.start_flow("flow-2", stay="20s")
+    with console.status("starting two claim flows, each a process of its own, as two workers would"):
+        # Both are there before there is anything to do, or the faster one might leave nothing to the other.
+        wait_until(lambda: stage.running_flows() > 1, "two claim flows to run", FINISH)
+    for line in publish_all(engine):
+        console.print(f"  [green]•[/] {line}")
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         wait_until(
             lambda: _shown(live, engine, "two claim flows at work") and _both_work(engine),
@@ -133,7 +135,7 @@ def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: fl
         cells = [str(counts.statuses.get(status, 0) or "·") for status in STATUSES]
         table.add_row(counts.type, *cells, *([told.get(counts.type, "")] if told else []))
     console.print(table)
-    console.print(f"flow 1 was killed with {held} claims open in all; {audit.rescued} actions were rescued from it:")
+    console.print(f"when flow 1 was killed, {held} claims were open in both; {audit.rescued} actions were rescued from it:")
     for line in audit.rescues[:3]:
         console.print(f"  [yellow]•[/] {line}")
     for line in audit.findings:

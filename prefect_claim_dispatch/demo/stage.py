@@ -5,6 +5,7 @@ All ended by their ids.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -99,6 +100,18 @@ class Stage:
         ]
         command = [sys.executable, "-m", "prefect_claim_dispatch.cli", *arguments, "--json"]
         return self._start(command, f"{name}.log")
+
+    def running_flows(self) -> int:
+        """How many runs of the claim flow are running, as the server sees it."""
+        wanted = {
+            "flows": {"name": {"any_": ["claim-dispatch"]}},
+            "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+        }
+        request = urllib.request.Request(  # noqa: S310 - our own server, on loopback
+            f"{self.api_url}/flow_runs/count", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return int(json.load(answer))
 
     def _start(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:

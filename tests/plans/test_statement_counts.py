@@ -1,4 +1,4 @@
-"""How many statements a tick costs: one when there is nothing to do, and always the same number however many rows it takes."""
+"""How many statements a tick costs: one when there is nothing to do, the same number however many rows it takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tick(engine: Engine) -> int:
 
 
 def test_idle_tick_is_one_statement(engine: Engine) -> None:
-    """A schedule that fires every minute for ever asks one question; the future and the finished are in the table too."""
+    """A schedule that fires for ever asks one question; the future and the finished are in the table too."""
     add(engine, due_in=3600)
     add(engine)
     tick(engine)
