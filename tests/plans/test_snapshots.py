@@ -1,6 +1,6 @@
 """The SQL that the loop sends, checked in for database administrators to read: docs/sql/*.sql.
 
-A change of a statement shows in review as SQL. To write the files anew: UPDATE_SNAPSHOTS=1 make test ARGS="-k snapshot".
+A changed statement shows in review as SQL. To write the files anew: UPDATE_SNAPSHOTS=1 make test ARGS="-k snapshot".
 """
 
 from __future__ import annotations
