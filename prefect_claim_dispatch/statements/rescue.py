@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Integer, Select, Table, bindparam, select
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import now, skip_locked
+from prefect_claim_dispatch.dialects import now, skip_locked, unseen
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.rows import action_columns
@@ -24,6 +24,6 @@ def expired(table: Table, dialect: str) -> Select[Any]:
         select(*action_columns(table, dialect))
         .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
         .order_by(table.c.lease_expires_at, table.c.id)
-        .limit(bindparam("limit", type_=Integer))
+        .limit(unseen(bindparam("limit", type_=Integer), dialect))
     )
     return skip_locked(query, dialect).execution_options(**{NAME: "rescue"})
