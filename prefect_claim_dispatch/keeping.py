@@ -157,8 +157,9 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._changed:
+                beat_at = elapsed_clock() + BEAT
                 # Asked again at every arrival: it is due before the pause that was begun without it is over.
-                while (pause := self._pause()) > 0:
+                while (pause := min(self._pause(), beat_at - elapsed_clock())) > 0:
                     self._changed.wait(pause)
                 if self._is_closing and not (self._verdicts or self._marks):
                     return
@@ -167,11 +168,11 @@ class Keeper:
             self._write()
 
     def _pause(self) -> float:
-        """Seconds until there is something to write, or a beat is due."""
+        """Seconds until there is something to write."""
         now = elapsed_clock()
         if self._is_closing:
-            return max(0.0, min(BEAT, self._retry_at - now))
-        pauses = [BEAT, max(self._renew_at, self._retry_at) - now]
+            return max(0.0, self._retry_at - now)
+        pauses = [max(self._renew_at, self._retry_at) - now]
         if self._oldest_at is not None:
             full = len(self._verdicts) >= BATCH
             pauses.append(max(0.0 if full else self._oldest_at + COMPANY - now, self._retry_at - now))
@@ -189,6 +190,8 @@ class Keeper:
             self._failures += 1
             pause = min(0.1 * 2**self._failures, 5.0) * (0.75 + random.random() / 2)  # noqa: S311 - jitter
             self._retry_at = elapsed_clock() + pause
+            with self._changed:
+                self._oldest_at = self._oldest_at or elapsed_clock()  # what could not be written has waited enough
             logger.warning("the action table can't be written, trying again in %.1f s: %s", pause, error)
             self._give_up_expired()
         else:

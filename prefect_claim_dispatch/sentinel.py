@@ -17,6 +17,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+SLICES = 8
+"""In how many steps the patience is counted: what has just been woken must not pay for the time when it was stopped."""
+
 
 class Sentinel:
     """The child process, as the flow sees it."""
@@ -48,21 +51,24 @@ class Sentinel:
 def watch(patience: float) -> int:
     """Read bytes until the pipe closes; kill the parent after *patience* seconds without one."""
     parent = os.getppid()
-    while True:
-        readable, _, _ = select.select([0], [], [], patience)
+    silent = 0
+    while silent < SLICES:
+        readable, _, _ = select.select([0], [], [], patience / SLICES)
         if readable:
             if not os.read(0, 4096):
                 return 0
+            silent = 0
         elif os.getppid() != parent:
             # The parent has died and something forked by it holds the pipe open. Its pid may be somebody else's by now.
             return 0
-        elif not is_stopped(parent):
-            sys.stderr.write(
-                f"claim-dispatch: the interpreter of process {parent} has been stuck for {patience:.1f} s, "
-                "so that it can't renew its leases; ending it, its claims will be rescued\n"
-            )
-            os.kill(parent, signal.SIGKILL)
-            return 1
+        else:
+            silent = 0 if is_stopped(parent) else silent + 1
+    sys.stderr.write(
+        f"claim-dispatch: the interpreter of process {parent} has been stuck for {patience:.1f} s, "
+        "so that it can't renew its leases; ending it, its claims will be rescued\n"
+    )
+    os.kill(parent, signal.SIGKILL)
+    return 1
 
 
 def is_stopped(pid: int) -> bool:
