@@ -198,6 +198,23 @@ def test_row_links_to_its_run_while_it_runs(engine: Engine, run: Dispatch) -> No
     assert operations.get(engine, id_).run_id == row.run_id
 
 
+def test_verdict_does_not_wait_for_those_that_still_run(engine: Engine, run: Dispatch) -> None:
+    """What has finished waits a fraction of a second for company, not for the batch; a crash would repeat it all."""
+    gate.clear()
+    long, short = published(engine, "cf.gate", priority=1), published(engine, "t.note")
+    with contextlib.ExitStack() as stack:
+        flow_thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+        flow_thread.start()
+        stack.callback(flow_thread.join)
+        stack.callback(gate.set)
+
+        wait_until(lambda: executed()[short], description="the short action to be executed", timeout=20)
+        wait_until(lambda: operations.get(engine, short).status == "processed", description="its verdict", timeout=0.7)
+        assert operations.get(engine, long).status == "claimed"
+
+    assert operations.get(engine, long).status == "processed"
+
+
 def test_both_layers_of_retries_multiply_and_are_told_apart(
     engine: Engine, run_state: Any, prefect_api: PrefectServer
 ) -> None:

@@ -77,7 +77,8 @@ class Plan:
 
     @property
     def rows_touched(self) -> float:
-        return sum(node.rows_touched for node in self.scans)
+        # A bitmap's rows are counted where they are fetched: its index gives entries, dead ones too.
+        return sum(node.rows_touched for node in self.scans if node.kind != "Bitmap Index Scan")
 
     def kinds(self, *kinds: str) -> list[Node]:
         return [node for node in self.nodes if node.kind in kinds and node.is_executed]

@@ -1,0 +1,6 @@
+SELECT count(*) AS count_1
+FROM action_logs
+WHERE action_logs.status = 'pending'
+AND action_logs.type = :type::VARCHAR
+AND action_logs.priority = :priority::SMALLINT
+AND action_logs.end_at <= now();
