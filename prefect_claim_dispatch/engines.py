@@ -22,17 +22,9 @@ from prefect_claim_dispatch.errors import (
 from prefect_claim_dispatch.outcomes import redacted
 
 SQLITE_BUSY_SECONDS = 30
-# What every statement of the loop wants, whatever the statistics say: rows from an index in order, batches looked up
-# by the primary key. A table that was never analyzed looks small to the planner, who would read and sort a backlog
-# for each claim. A pooler that refuses startup options: write ?options= into the URL.
-PLANNER_OPTIONS = " ".join(
-    f"-c {name}=off"
-    for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "enable_sort", "jit")
-)
 # A half-open socket must be given up well inside the shortest sensible lease.
 POSTGRESQL_CONNECT_ARGS: dict[str, Any] = {
     "connect_timeout": 10,
-    "options": PLANNER_OPTIONS,
     "application_name": "prefect-claim-dispatch",
     "keepalives_idle": 10,
     "keepalives_interval": 5,

@@ -99,8 +99,7 @@ def filled(make: str, statistics: str) -> Generator[Backlog]:
                 connection.execute(statement)
             claimed = connection.execute("SELECT id FROM action_logs WHERE status = 'claimed' ORDER BY id").fetchall()
             assert connection.execute("SELECT count(*) FROM action_logs").fetchone() == (TOTAL,)
-        # The planner is told what the engine of the loop tells it.
-        with psycopg.connect(url.replace("+psycopg", ""), options=engines.PLANNER_OPTIONS) as connection:
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
             yield Backlog(url, connection, [id_ for (id_,) in claimed])
 
 
