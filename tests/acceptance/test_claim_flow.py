@@ -41,11 +41,12 @@ class Slots:
         self._changed = threading.Condition()
 
     def take(self) -> None:
-        """Stay until more than two are together, or for half a second: time enough for a third to come, if it may."""
+        """Stay until a second has come, and then half a second more: time enough for a third to come, if it may."""
         with self._changed:
             self._now += 1
             self.most = max(self.most, self._now)
             self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most > 1, 10)
             self._changed.wait_for(lambda: self._now > 2, 0.5)
             self._now -= 1
 

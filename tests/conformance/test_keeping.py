@@ -251,7 +251,7 @@ def test_lease_is_kept_alive_however_busy_python_is(
     """Several lease lengths, four threads of pure Python: the row stays the keeper's, and its verdict counts."""
     engine = engines.create(database_url)
     id_, end = add(engine), tmp_path / "end"
-    child = children.python("-m", "tests.kit.lives", "keep", database_url, "1.5", work, str(end))
+    child = children.python("-m", "tests.kit.lives", "keep", database_url, "4", work, str(end))
     wait_until(lambda: said(child.output).get("claimed") or ended(child), description="the row is claimed", timeout=30)
     leases: set[str] = set()
 
@@ -262,7 +262,7 @@ def test_lease_is_kept_alive_however_busy_python_is(
         leases.add(str(found.lease_expires_at))
         return len(leases) >= 7  # each a third of a lease after the last: more than two lengths
 
-    wait_until(renewed_often, description="the lease was renewed six times", timeout=30)
+    wait_until(renewed_often, description="the lease was renewed six times", timeout=60)
     assert rescue(engine, TABLE, lambda _: None, limit=10) == []
     end.touch()
     child.expect_success()

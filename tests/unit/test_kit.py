@@ -258,7 +258,8 @@ def test_worker_ends_as_its_interrupt_says(
 
     worker.terminate()
     if interrupt == "ignored":
-        wait_until(lambda: "Received SIGTERM" in worker.output + worker.errors, description="the worker heard SIGTERM")
+        heard = "the worker heard SIGTERM"
+        wait_until(lambda: "Received SIGTERM" in worker.output + worker.errors, description=heard, timeout=60)
         assert worker.is_running
         worker.terminate()
         assert worker.wait(60) == -signal.SIGKILL
