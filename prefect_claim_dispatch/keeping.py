@@ -163,8 +163,6 @@ class Keeper:
                     self._changed.wait(pause)
                 if self._is_closing and not (self._verdicts or self._marks):
                     return
-            if self._sentinel is not None:
-                self._sentinel.beat()
             self._write()
 
     def _pause(self) -> float:

@@ -112,4 +112,5 @@ def verdict_of(settlement: Settlement) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{character}" if character in r"\`*_{}[]<>()#+!|~" else character for character in text)
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>()#+!|~" else character for character in printable)

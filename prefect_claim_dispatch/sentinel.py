@@ -1,7 +1,7 @@
 """A tiny child process that ends a claim flow whose interpreter is stuck, before its leases are over.
 
 Leases are renewed by a thread. Python code, however busy, lets it run; C code that never gives up the interpreter
-lock does not. The keeper sends a byte each time round; when none comes for *patience* seconds, the flow can't renew,
+lock does not. A thread sends a byte every second; when none comes for *patience* seconds, the flow can't renew,
 can't settle and can't even notice, so it is killed while its leases still stand, and its claims are rescued like
 those of any crash. A process that was merely stopped (SIGSTOP, a debugger)
 is left alone: when it wakes, its fence tells it what it has lost.
@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Sentinel:
     """The child process, as the flow sees it."""
 
     def __init__(self, patience: float) -> None:
-        """Start it. It ends this process when `beat` was not called for *patience* seconds."""
+        """Start it. It ends this process when no thread of it could run for *patience* seconds."""
         self._process = subprocess.Popen(  # noqa: S603 - our own file, by our own interpreter
             [sys.executable, "-I", "-S", __file__, str(patience)],
             stdin=subprocess.PIPE,
@@ -33,8 +34,16 @@ class Sentinel:
             start_new_session=True,  # Ctrl-C in a terminal must not take it away while work is finishing
             bufsize=0,
         )
+        self._ending = threading.Event()
+        # A thread of its own: one that also talks to the database would fall silent when a statement waits for a lock.
+        self._beating = threading.Thread(target=self._beat_on, args=(min(1.0, patience / 8),), daemon=True)
+        self._beating.start()
 
-    def beat(self) -> None:
+    def _beat_on(self, pause: float) -> None:
+        while not self._ending.wait(pause):
+            self._beat()
+
+    def _beat(self) -> None:
         """Tell it that the interpreter still runs."""
         if self._process.stdin is not None:
             with suppress(OSError):
@@ -42,6 +51,8 @@ class Sentinel:
 
     def stop(self) -> None:
         """End it."""
+        self._ending.set()
+        self._beating.join()
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
