@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.kit import keeping, postgres, processes
 from tests.kit.prefect_server import PrefectServer
@@ -21,6 +22,10 @@ from tests.kit.processes import Processes
 MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
 DATABASES = ["sqlite", *postgres.available()]
 FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
+
+# A busy machine is no failure of the code under test.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 end_run = pytest.StashKey[Callable[[], None]]()
 

@@ -290,7 +290,7 @@ def test_no_more_run_together_than_allowed(engine: Engine, run: Dispatch, types:
     report = run(max_concurrency=2)
 
     assert report.processed == 6
-    assert slots.most == 2
+    assert 1 <= slots.most <= 2
 
 
 def test_processor_may_submit_tasks_with_one_slot(engine: Engine, run: Dispatch) -> None:
