@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect.settings import PREFECT_RESULTS_PERSIST_BY_DEFAULT, temporary_settings
 from sqlalchemy import Engine, text
 
 from prefect_claim_dispatch import DispatchReport, operations, publish
@@ -143,14 +144,13 @@ def test_types_that_nobody_registered_wait_and_are_reported(engine: Engine, disp
 
 
 @pytest.mark.parametrize("type_", ["t.note", "t.task"])
-def test_equal_payloads_are_both_executed(
-    engine: Engine, dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch, type_: str
-) -> None:
+def test_equal_payloads_are_both_executed(engine: Engine, dispatch: Dispatch, type_: str) -> None:
     """With result persistence on, Prefect's default cache policy would run one of them and skip the others."""
-    monkeypatch.setenv("PREFECT_RESULTS_PERSIST_BY_DEFAULT", "true")
     ids = [published(engine, type_, {"equal": True}) for _ in range(3)]
 
-    dispatch()
+    # Not by environment: the fixture's settings are made already, and would not see it.
+    with temporary_settings({PREFECT_RESULTS_PERSIST_BY_DEFAULT: True}):
+        dispatch()
 
     assert sorted(int(line[0]) for line in ledger()) == ids
 
