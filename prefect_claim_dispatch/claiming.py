@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, elapsed_clock
 from prefect_claim_dispatch.dialects import as_instant, bind_rows
+from prefect_claim_dispatch.encoding import MAX_DEPTH
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
@@ -93,10 +94,14 @@ class RawAction:
         """The row as an `Action`, its reserved keys taken out of the payload.
 
         Raises:
-            ValueError: the payload is not a JSON object. `RecursionError` when it is nested too deep.
+            ValueError: the payload is not JSON, or nested deeper than publishing allows.
+            TypeError: it is no object.
         """
         _, _, text, end_at, created_at, _, _, priority, idempotency_key, ordering_key, errors, _ = self.row
         payload: Any = json.loads(text)
+        if _is_too_deep(text, payload):
+            msg = f"the payload is nested deeper than {MAX_DEPTH} levels"
+            raise ValueError(msg)
         if not isinstance(payload, dict):
             msg = f"the payload must be a JSON object, got {type(payload).__name__}"
             raise TypeError(msg)
@@ -214,6 +219,22 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     parameters["lease_seconds"] = lease.total_seconds()
     with databases.transaction(engine) as connection:
         return set(connection.execute(renew_statement(table, dialect), parameters).scalars().all())
+
+
+def _is_too_deep(text: str, document: Any) -> bool:
+    """Whether *document* has more levels than publishing allows.
+
+    Not left to the decoder: how deep it goes differs from one Python to the next, and so would the verdict.
+    """
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH + 1):
+        containers: list[Any] = [value for value in level if isinstance(value, dict | list)]
+        level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
+        if not containers:
+            return False
+    return True
 
 
 def _errors(raw: str) -> tuple[Mapping[str, Any], ...]:

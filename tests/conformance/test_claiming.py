@@ -16,8 +16,10 @@ import pytest
 from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch import claiming, engines, publish, settling
 from prefect_claim_dispatch.claiming import MAX_LANES, Lane
+from prefect_claim_dispatch.encoding import MAX_DEPTH
+from prefect_claim_dispatch.errors import InvalidPayloadError
 from prefect_claim_dispatch.outcomes import Failed, Processed, Released
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.schema import actions_table
@@ -411,6 +413,31 @@ def test_hostile_payloads_harm_only_themselves(engine: Engine) -> None:
             with pytest.raises((ValueError, TypeError, RecursionError)):
                 raw.action()
             assert raw.reference == f"bad #{raw.id} (attempt 1)"
+
+
+@pytest.mark.parametrize(("levels", "is_taken"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False), (900, False)])
+def test_what_publishing_would_refuse_as_too_deep_is_dead_on_every_python(
+    engine: Engine, levels: int, is_taken: bool
+) -> None:
+    """Decoders differ in how deep they go, from one Python to the next; a row's verdict must not."""
+    payload: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        payload = {"n": payload}
+    if is_taken:
+        publish(engine, "a", payload)
+    else:
+        with pytest.raises(InvalidPayloadError):
+            publish(engine, "a", payload)
+        add(engine, payload=payload)
+    make_due(engine, 1)
+
+    (raw,) = claim_due(engine)
+
+    if is_taken:
+        assert raw.action().payload == payload
+    else:
+        with pytest.raises(ValueError, match="nested deeper than 100 levels"):
+            raw.action()
 
 
 def test_deepest_nesting_is_claimed(engine: Engine) -> None:
