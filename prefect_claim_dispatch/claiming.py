@@ -229,12 +229,15 @@ def _is_too_deep(text: str, document: Any) -> bool:
     if text.count("{") + text.count("[") <= MAX_DEPTH:
         return False
     level: list[Any] = [document]
-    for _ in range(MAX_DEPTH + 1):
-        containers: list[Any] = [value for value in level if isinstance(value, dict | list)]
-        level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
-        if not containers:
+    for _ in range(MAX_DEPTH):
+        level = [child for value in level for child in _children(value) if isinstance(child, dict | list)]
+        if not level:
             return False
     return True
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
 
 
 def _errors(raw: str) -> tuple[Mapping[str, Any], ...]:
