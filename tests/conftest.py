@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from sqlalchemy import Engine
 
 from tests.kit import keeping, postgres, processes
 from tests.kit.prefect_server import PrefectServer
@@ -66,6 +67,16 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
     """The URL of a database with nothing in it, dropped after the test; once per database."""
     with _database(request.param, tmp_path, None) as url:
         yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine as the loop has it, on a database with an empty action table; once per database."""
+    from prefect_claim_dispatch import engines  # late: the kit works, and is tested, without the package
+
+    engine = engines.create(database_url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -43,14 +42,6 @@ from tests.kit.waiting import wait_until
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 FAILED = Failed(error_type="E", message="m")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def raw_connection(url: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,14 +24,6 @@ from prefect_claim_dispatch.schema import actions_table
 
 TABLE = actions_table()
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def insert_action(engine: Engine, status: str = "pending", **values: Any) -> int:

@@ -46,14 +46,6 @@ WELCOME = Draft().type("email.welcome").payload({"user_id": 7})
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine of the library's own making."""
-    engine = create(database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def plain_engine(database_url: str) -> Iterator[Engine]:
     """An engine as an application makes it, knowing nothing of ours."""
     engine = create_engine(parsed_url(database_url))

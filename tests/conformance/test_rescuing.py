@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import Engine
 
 from prefect_claim_dispatch import claiming, engines
@@ -33,14 +31,6 @@ from tests.kit.tables import (
 )
 
 POLICY = RetryPolicy(max_attempts=3, backoff=timedelta(seconds=10))
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def policy_of(_type: str) -> RetryPolicy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -58,14 +57,6 @@ OUTCOMES: list[Outcome] = [
 ]
 ONCE = RetryPolicy(max_attempts=1)
 SOME_TIME = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def claimed(engine: Engine, **values: Any) -> RawAction:

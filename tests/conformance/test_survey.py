@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.claiming import Lane, Survey, count_due, survey
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.settling import settle
@@ -27,14 +25,6 @@ from tests.kit.tables import (
 )
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def test_empty_table_is_one_statement(engine: Engine) -> None:

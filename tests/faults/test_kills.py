@@ -6,14 +6,13 @@ What is left behind is what design §5 promises, and nothing is lost.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import engines, operations
+from prefect_claim_dispatch import operations
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
@@ -53,14 +52,6 @@ RELEASED: dict[str, dict[str, Any]] = {
     "settle:after": {"status": "claimed"},
     "settle:after-commit": {"status": "pending", "fail_count": 0, "claimed_by": None},
 }
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def killed(children: Processes, failpoint: str, *arguments: str) -> Child:

@@ -6,7 +6,6 @@ One that was merely stopped is not.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,6 @@ from tests.kit.lives import said
 from tests.kit.processes import MARK, Child, Processes, marked
 from tests.kit.tables import TABLE, add, claim_due, make_due, row
 from tests.kit.waiting import wait_until
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with an empty action table."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def keeping(children: Processes, url: str, lease: float, work: str, end: Path) -> Child:

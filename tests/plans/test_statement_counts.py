@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from tests.kit.tables import TABLE, add, add_many, by_status, statements_of
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine as the claim flow has it."""
-    engine = engines.create(database_url)
-    yield engine
-    engine.dispose()
 
 
 def tick(engine: Engine) -> int:
