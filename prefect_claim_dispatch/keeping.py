@@ -36,9 +36,6 @@ COMPANY = 0.05
 BATCH = 1_000
 """Most verdicts in one statement; more are written by several."""
 
-BEAT = 1.0
-"""Longest pause of the thread: how often the sentinel hears of it at least."""
-
 Key = tuple[int, int]
 
 
@@ -157,9 +154,8 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._changed:
-                beat_at = elapsed_clock() + BEAT
                 # Asked again at every arrival: it is due before the pause that was begun without it is over.
-                while (pause := min(self._pause(), beat_at - elapsed_clock())) > 0:
+                while (pause := self._pause()) > 0:
                     self._changed.wait(pause)
                 if self._is_closing and not (self._verdicts or self._marks):
                     return
