@@ -172,21 +172,17 @@ def test_subflow_run_is_linked_and_shows_no_payload(
     assert "canary" not in str(run)
 
 
-def test_empty_tick_is_one_statement_and_leaves_nothing_behind(
-    engine: Engine, dispatch: Dispatch, prefect_api: PrefectServer
-) -> None:
-    """A tick a minute for ever must cost nothing: one query, no task run, no artifact."""
+def test_empty_tick_is_one_statement(engine: Engine, dispatch: Dispatch) -> None:
+    """A tick a minute for ever must cost nothing; that it leaves no run and no artifact is in test_claim_flow."""
     published(engine, "t.note", delay=timedelta(hours=1))
     dispatch()
 
     with statements_of(engine) as statements:
         report = dispatch()
 
-    artifacts = prefect_api.post("artifacts/filter", {"artifacts": {"key": {"any_": ["claim-dispatch"]}}})
     assert report == DispatchReport()
     assert report.summary() == "nothing was due"
     assert statements == ["survey"]
-    assert not [artifact for artifact in artifacts if "t.note | 0" in str(artifact["data"])]
 
 
 def test_report_is_an_artifact_of_the_flow_run(engine: Engine, dispatch: Dispatch, prefect_api: PrefectServer) -> None:
