@@ -184,7 +184,7 @@ def is_one_of(column: ColumnElement[Any], query: Select[Any], dialect: str) -> C
     """Whether *column* is in the result of *query*, computed once.
 
     On PostgreSQL through an array: as a plain ``IN`` the planner may run the subquery again for each row, and then
-        lock, and change, more rows than its LIMIT.
+    lock, and change, more rows than its LIMIT.
     """
     subquery = query.scalar_subquery()
     return column == any_(func.array(subquery)) if dialect == POSTGRESQL else column.in_(subquery)

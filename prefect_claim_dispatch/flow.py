@@ -1,7 +1,4 @@
-"""The claim flow: claims what is due and dispatches each action to its processor.
-
-As runs of its own in the Prefect UI.
-"""
+"""The claim flow: claims what is due and dispatches each action to its processor, in a Prefect run of its own."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
     """Claim due actions and dispatch each to its processor, until nothing is due.
 
     Any number of these may run at once, on any number of machines: no action goes to two of them. A failed action is
-        in the report and in its own run's state; the flow itself fails only when it could not do its work.
+    in the report and in its own run's state; the flow itself fails only when it could not do its work.
 
     Args:
         limit: most rows that one claim takes. None here and below: from the settings (`CLAIM_DISPATCH_LIMIT`, 1000).
@@ -70,8 +67,8 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
         The counts of this run; also as a markdown artifact, unless there was nothing to do.
 
     Raises:
-        ConfigurationError: settings or arguments that make no sense. RegistrationError: a module that can't be
-            imported.
+        ConfigurationError: settings or arguments that make no sense.
+        RegistrationError: a module that can't be imported, or a processor that can't be called.
         DatabaseError: the database can't be reached, or has no table for us.
     """
     settings = load_settings()

@@ -31,7 +31,7 @@ def rescue(
     """Take back up to *limit* claims whose lease expired: pending after back-off, or dead when attempts are used up.
 
     The attempt is counted here and not when it would have been settled: one that was killed must count, or it would
-        kill for ever.
+    kill for ever.
     *policy_of* answers None for a type that nobody here has registered; such a row goes back to pending, and never
     dead by a policy that is not its own.
     """

@@ -3,8 +3,8 @@
 Leases are renewed by a thread. Python code, however busy, lets it run; C code that never gives up the interpreter
 lock does not. A thread sends a byte every second; when none comes for *patience* seconds, the flow can't renew,
 can't settle and can't even notice, so it is killed while its leases still stand, and its claims are rescued like
-those of any crash. A process that was merely stopped (SIGSTOP, a debugger)
-is left alone: when it wakes, its fence tells it what it has lost.
+those of any crash. A process that was merely stopped (SIGSTOP, a debugger) is left alone: when it wakes, its fence
+tells it what it has lost.
 
 Run as a script: ``python -I -S sentinel.py PATIENCE``, with the pipe of bytes on standard input.
 """
@@ -36,7 +36,7 @@ class Sentinel:
         )
         self._ending = threading.Event()
         # A thread of its own: one that also talks to the database would fall silent when a statement waits for a lock.
-        self._beating = threading.Thread(target=self._beat_on, args=(min(1.0, patience / 8),), daemon=True)
+        self._beating = threading.Thread(target=self._beat_on, args=(min(1.0, patience / SLICES),), daemon=True)
         self._beating.start()
 
     def _beat_on(self, pause: float) -> None:

@@ -23,7 +23,7 @@ def settle(
     """Write *settlements* in one transaction, in order of id; returns the ids that were settled.
 
     Ids that are missing in the answer have lost their lease: somebody else settled or holds them, and nothing was
-        overwritten.
+    overwritten.
     """
     if not settlements:
         return set()
@@ -65,10 +65,9 @@ def write_settlements(
 def settle_action(connection: Connection, action: Action, outcome: Outcome | None = None) -> None:
     """Settle *action* in the caller's own transaction, together with what the processor writes there.
 
-    Effects exactly once.
-
-    The claim flow finds the action settled and leaves it. If the transaction is rolled back, the settlement goes with
-    it, so raise afterwards, or return what should happen instead. *outcome* is `Processed` unless given.
+    That is how an effect happens exactly once. The claim flow finds the action settled and leaves it. If the
+    transaction is rolled back, the settlement goes with it, so raise afterwards, or return what should happen instead.
+    *outcome* is `Processed` unless given.
 
     Raises:
         LostLeaseError: the claim is not held any more; roll the transaction back.

@@ -109,12 +109,10 @@ class ClaimLoop:
         self._count_unroutable(survey)
 
     def stop(self) -> bool:
-        """Give back at once what has not begun, wait for the rest for the grace period.
-
-        Returns whether all of it ended.
+        """Give back at once what has not begun, wait for the rest for the grace period; returns whether all ended.
 
         For a flow that was told to end: nothing that has not begun may cost an attempt, or wait for its lease to run
-            out.
+        out.
         """
         for raw in self._waiting:
             self._settle_raw(raw, Released())

@@ -1,11 +1,8 @@
-"""What PostgreSQL's planner makes of every statement of the loop.
-
-On a table of 100,000 rows and whatever it believes about it.
+"""What PostgreSQL's planner makes of every statement of the loop, on 100,000 rows, whatever it believes about them.
 
 Plans that are right by luck are the most expensive bug this package can have. So each is looked at with fresh
-statistics, with stale ones
-and with none, as a custom and as a generic plan: its index, no walk through the table, no sort of the backlog, and
-few rows touched.
+statistics, with stale ones and with none, as a custom and as a generic plan: its index, no walk through the table, no
+sort of the backlog, and few rows touched.
 """
 
 from __future__ import annotations
