@@ -11,19 +11,16 @@ import itertools
 import logging
 import random
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy import Engine, Table
-from sqlalchemy.exc import SQLAlchemyError
 
 from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
-from prefect_claim_dispatch.errors import DatabaseError
 from prefect_claim_dispatch.policies import Settlement
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.sentinel import Sentinel
@@ -37,18 +34,6 @@ BATCH = 1_000
 """Most verdicts in one statement; more are written by several."""
 
 Key = tuple[int, int]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Held:
-    raw: RawAction
-    run_id: str | None = None
-    settlement: Settlement | None = None
-    is_marked: bool = False
-
-    @property
-    def key(self) -> Key:
-        return self.raw.id, self.raw.claim_count
 
 
 class Keeper:
@@ -67,9 +52,11 @@ class Keeper:
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._written = threading.Condition(lock)
-        self._held: dict[Key, _Held] = {}
-        self._marks: dict[Key, _Held] = {}
-        self._verdicts: dict[Key, _Held] = {}
+        # Dictionaries of what is there already, and no object for each claim: at full speed there are 50,000 a second.
+        self._held: dict[Key, RawAction] = {}
+        self._run_ids: dict[Key, str] = {}
+        self._marks: set[Key] = set()
+        self._verdicts: dict[Key, Settlement] = {}
         self._oldest_at: float | None = None
         self._renew_at = elapsed_clock() + lease.total_seconds() / 3
         self._retry_at = 0.0
@@ -89,31 +76,25 @@ class Keeper:
     def hold(self, claimed: Iterable[RawAction]) -> None:
         """Keep the leases of *claimed* alive until each is settled."""
         with self._changed:
-            for raw in claimed:
-                held = _Held(raw=raw)
-                self._held[held.key] = held
+            self._held.update({(raw.id, raw.claim_count): raw for raw in claimed})
         if self._held and self._thread is None:
             self._start()
 
     def begin(self, key: Key, run_id: str) -> None:
         """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
         with self._changed:
-            held = self._held.get(key)
-            if held is not None and not held.is_marked:
-                held.run_id = run_id
-                held.is_marked = True
-                self._marks[key] = held
+            if key in self._held and key not in self._run_ids and key not in self._verdicts:
+                self._run_ids[key] = run_id
+                self._marks.add(key)
                 self._note_arrival()
 
     def settle(self, settlement: Settlement) -> None:
         """Have *settlement* written within a fraction of a second; the first verdict on a claim counts."""
         key = settlement.id, settlement.claim_count
         with self._changed:
-            held = self._held.get(key)
-            if held is not None and held.settlement is None:
-                held.settlement = settlement
-                self._verdicts[key] = held
-                self._marks.pop(key, None)
+            if key in self._held and key not in self._verdicts:
+                self._verdicts[key] = settlement
+                self._marks.discard(key)
                 self._note_arrival()
 
     def flush(self, timeout: float) -> bool:
@@ -180,7 +161,7 @@ class Keeper:
             self._mark_batch()
             if elapsed_clock() >= self._renew_at:
                 self._renew()
-        except (DatabaseError, SQLAlchemyError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live: no other settles and renews
             self._failures += 1
             pause = min(0.1 * 2**self._failures, 5.0) * (0.75 + random.random() / 2)  # noqa: S311 - jitter
             self._retry_at = elapsed_clock() + pause
@@ -193,74 +174,75 @@ class Keeper:
 
     def _settle_batch(self) -> None:
         with self._changed:
-            batch = list(itertools.islice(self._verdicts.values(), BATCH))
+            batch = dict(itertools.islice(self._verdicts.items(), BATCH))
+            run_ids = {id_: self._run_ids[id_, count] for id_, count in batch if (id_, count) in self._run_ids}
             # Whatever arrives from now on waits for company anew.
             self._oldest_at = elapsed_clock() if len(self._verdicts) > len(batch) or self._marks else None
         if not batch:
             return
-        settlements = [held.settlement for held in batch if held.settlement is not None]
-        run_ids = {held.raw.id: held.run_id for held in batch if held.run_id is not None}
-        settled = settling.settle(self._engine, self._table, settlements, run_ids)
-        for held in batch:
-            self._conclude(held, is_settled=held.raw.id in settled)
+        settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids)
+        self._conclude(batch, settled)
+
+    def _conclude(self, batch: Mapping[Key, Settlement], settled: Container[int]) -> None:
+        """Count, tell and forget the verdicts of *batch*; the table took those of the ids in *settled*."""
+        taken: list[tuple[str, Settlement]] = []
+        for key, settlement in batch.items():
+            raw = self._held[key]
+            if raw.id in settled or raw.lease.settled:
+                taken.append((raw.type, settlement))
+            else:
+                self._lose(raw, settlement)
+        self._tally.settled(taken)
+        # Forgotten last: whoever waits for the verdicts then finds them counted.
         with self._changed:
-            for held in batch:
-                self._verdicts.pop(held.key, None)
-                self._held.pop(held.key, None)
+            for key in batch:
+                del self._verdicts[key], self._held[key]
+                self._run_ids.pop(key, None)
             self._written.notify_all()
 
-    def _conclude(self, held: _Held, *, is_settled: bool) -> None:
-        assert held.settlement is not None  # noqa: S101 - only verdicts are concluded
-        if is_settled or held.raw.lease.settled:
-            self._tally.settled(held.raw.type, held.settlement)
-            return
-        held.raw.lease.lost = True
+    def _lose(self, raw: RawAction, settlement: Settlement) -> None:
+        raw.lease.lost = True
         self._tally.add("lost_leases")
         logger.error(
             "%s: lost the lease of claim %s; its verdict (%s) was not written, another run may do the work again",
-            held.raw.reference,
-            held.raw.claim_count,
-            held.settlement.status,
+            raw.reference,
+            raw.claim_count,
+            settlement.status,
         )
 
     def _mark_batch(self) -> None:
         with self._changed:
-            marks = list(itertools.islice(self._marks.values(), BATCH))
-            for held in marks:
-                self._marks.pop(held.key)
+            marks = list(itertools.islice(self._marks, BATCH))
+            self._marks.difference_update(marks)
+            runs = [(*key, self._run_ids[key]) for key in marks]
             if not self._verdicts:
                 self._oldest_at = elapsed_clock() if self._marks else None
         try:
-            claiming.begin(self._engine, self._table, [(*held.key, held.run_id or "") for held in marks])
-        except (DatabaseError, SQLAlchemyError):
+            claiming.begin(self._engine, self._table, runs)
+        except Exception:
             with self._changed:
-                self._marks.update({held.key: held for held in marks if held.settlement is None})
+                self._marks.update(key for key in marks if key not in self._verdicts)
                 self._oldest_at = self._oldest_at or elapsed_clock()
             raise
 
     def _renew(self) -> None:
         """Prolong every lease that is still wanted; the ones that the table did not prolong are lost."""
         with self._changed:
-            wanted = [held for held in self._held.values() if held.settlement is None and not held.raw.lease.lost]
+            wanted = {key: raw for key, raw in self._held.items() if key not in self._verdicts and not raw.lease.lost}
         sent_at = elapsed_clock()
-        renewed = claiming.renew(self._engine, self._table, [held.key for held in wanted], lease=self._lease)
+        renewed = claiming.renew(self._engine, self._table, list(wanted), lease=self._lease)
         self._renew_at = sent_at + self._lease.total_seconds() / 3
-        for held in wanted:
-            if held.raw.id in renewed:
-                held.raw.lease.expires = sent_at + self._lease.total_seconds()
-            elif not held.raw.lease.settled and held.settlement is None:
-                held.raw.lease.lost = True
-                logger.warning("%s: lost the lease of claim %s", held.raw.reference, held.raw.claim_count)
+        for key, raw in wanted.items():
+            if raw.id in renewed:
+                raw.lease.expires = sent_at + self._lease.total_seconds()
+            elif not raw.lease.settled and key not in self._verdicts:
+                raw.lease.lost = True
+                logger.warning("%s: lost the lease of claim %s", raw.reference, raw.claim_count)
 
     def _give_up_expired(self) -> None:
         """Drop verdicts whose lease is over: the action will be done again, so say it loudly."""
         with self._changed:
-            expired = [held for held in self._verdicts.values() if elapsed_clock() >= held.raw.lease.expires]
-            for held in expired:
-                del self._verdicts[held.key]
-                self._held.pop(held.key, None)
-            for held in [held for held in self._marks.values() if not held.raw.lease.holds]:
-                del self._marks[held.key]
-            self._written.notify_all()
-        for held in expired:
-            self._conclude(held, is_settled=False)
+            now = elapsed_clock()
+            expired = {key: verdict for key, verdict in self._verdicts.items() if now >= self._held[key].lease.expires}
+            self._marks = {key for key in self._marks if self._held[key].lease.holds}
+        self._conclude(expired, settled=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,12 +88,13 @@ class Tally:
         with self._lock:
             self._counts[what] += number
 
-    def settled(self, type_: str, settlement: Settlement) -> None:
-        """Count a verdict that the table took."""
-        verdict = verdict_of(settlement)
+    def settled(self, settlements: Iterable[tuple[str, Settlement]]) -> None:
+        """Count verdicts that the table took, each with the type of its action."""
+        verdicts = Counter((type_, verdict_of(settlement)) for type_, settlement in settlements)
         with self._lock:
-            self._counts[verdict] += 1
-            self._by_type.setdefault(type_, Counter())[verdict] += 1
+            for (type_, verdict), number in verdicts.items():
+                self._counts[verdict] += number
+                self._by_type.setdefault(type_, Counter())[verdict] += number
 
     def report(self) -> DispatchReport:
         """The counts so far."""

@@ -166,6 +166,20 @@ def test_idle_keeper_sends_nothing(engine: Engine, tally: Tally) -> None:
 # Begin
 
 
+def test_run_that_begins_after_its_verdict_is_of_no_account(engine: Engine, keeper: Keeper, tally: Tally) -> None:
+    """A thread that comes late, when the action was given back already, must not disturb the keeper."""
+    first, second = held(engine, keeper, 2)
+    settle_all(keeper, [first, second], Processed())
+
+    keeper.begin((first.id, first.claim_count), "too-late")
+    assert keeper.flush(10)
+    keeper.begin((second.id, second.claim_count), "much-too-late")
+    assert keeper.flush(10)
+
+    assert [row(engine, raw.id).run_id for raw in (first, second)] == [None, None]
+    assert tally.report().processed == 2
+
+
 def test_run_is_on_the_row_while_it_works(engine: Engine, keeper: Keeper) -> None:
     """Within a fraction of a second of the start: the link from the row to the Prefect UI."""
     raws = held(engine, keeper, 20)

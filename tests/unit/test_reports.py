@@ -69,9 +69,8 @@ def test_tally_becomes_a_report() -> None:
     tally = Tally()
     tally.add("claimed", 4)
     tally.add("lost_leases")
-    tally.settled("a", verdict(Processed()))
-    tally.settled("a", verdict(FAILED))
-    tally.settled("b", verdict(FAILED, fail_count=2))
+    tally.settled([("a", verdict(Processed()))])
+    tally.settled([("a", verdict(FAILED)), ("b", verdict(FAILED, fail_count=2))])
 
     report = tally.report()
 
@@ -87,7 +86,7 @@ def test_tally_counts_from_many_threads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         for _ in range(8):
-            pool.submit(lambda: [tally.settled("a", settlement) for _ in range(2_000)])
+            pool.submit(lambda: [tally.settled([("a", settlement)]) for _ in range(2_000)])
 
     assert tally.report().processed == tally.report().by_type["a"]["processed"] == 16_000
 
