@@ -1,16 +1,18 @@
 """Claim + settle: rows a second, against the same SQL by bare psycopg and against pgqueuer consuming as many.
 
-Prints ratios.
+Prints ratios. No work, no Prefect: each side claims a batch, decodes each row, concludes *processed*, settles, until
+nothing is due.
 
-What it measures: one client that surveys, claims a batch, decodes each row, concludes *processed* and settles, until
-nothing is due; no work, no Prefect. The bare side sends the same compiled SQL with the same parameters through
-psycopg, decodes the same JSON, and builds the same arrays;
-it leaves out what a library adds: SQLAlchemy, our values, the state machine. pgqueuer consumes no-op jobs in its
-drain mode, on the same server, with its fastest driver.
+- *ours*: as a claim flow does it. Its main thread surveys, claims and decodes, its keeper settles meanwhile, on a
+  connection of its own and by group commit.
+- *in turn*: the same functions one after another on one connection, each batch settled before the next is claimed.
+- *bare*: the same compiled SQL with the same parameters, in turn, by psycopg alone. It leaves out what a library adds:
+  SQLAlchemy, our values, the state machine, leases renewed, lost ones noticed.
+- *pgqueuer*: no-op jobs in its drain mode, on the same server, with its fastest driver and event loop.
 
 What would be unfair to read into it: pgqueuer calls a coroutine for each job and deletes finished rows, we keep ours;
-neither does any work; with real work all of them wait for it. All sides share the machine with the server. Rounds
-alternate, so that drift hits all alike; medians count.
+with real work all of them wait for it. All sides share the machine with the server. Each round runs all sides, every
+other one in the opposite order, so that drift hits all alike; medians count.
 """
 
 from __future__ import annotations
@@ -34,17 +36,23 @@ from rich.table import Table as RichTable
 from sqlalchemy import Engine, Table, text
 
 from prefect_claim_dispatch import claiming, engines, settling
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.settle import settle as settle_statement
 from prefect_claim_dispatch.statements.survey import survey as survey_statement
 
 ROOT = Path(__file__).parents[1]
+SIDES = ("ours", "in turn", "bare", "pgqueuer")
+RATIOS = (("ours", "bare"), ("in turn", "bare"), ("ours", "pgqueuer"))
 LEASE = timedelta(minutes=5)
 POLICY = RetryPolicy()
-ROWS_BY_BATCH = {1: 1_500, 100: 20_000, 1_000: 50_000}
+ROWS_BY_BATCH = {1: 2_000, 100: 40_000, 1_000: 100_000}
 
 
 def fill(engine: Engine, table: Table, rows: int) -> None:
@@ -61,13 +69,28 @@ def fill(engine: Engine, table: Table, rows: int) -> None:
 
 def ours(engine: Engine, table: Table, batch: int) -> int:
     """Through the library, as a claim flow does it."""
+    tally = Tally()
+    with Keeper(engine, table, lease=LEASE, tally=tally) as keeper:
+        while raws := claim(engine, table, batch):
+            keeper.hold(raws)
+            for raw in raws:
+                keeper.settle(settlement_for(Processed(), raw.action(), POLICY))
+    return tally.report().processed
+
+
+def in_turn(engine: Engine, table: Table, batch: int) -> int:
+    """Through the library, each batch settled before the next is claimed."""
     done = 0
-    while lanes := claiming.survey(engine, table).due():
-        raws = claiming.claim(engine, table, lanes, limit=batch, lease=LEASE, claimed_by="benchmark")
-        actions = [raw.action() for raw in raws]
-        verdicts = [settlement_for(Processed(), action, POLICY) for action in actions]
-        done += len(settling.settle(engine, table, verdicts))
+    while raws := claim(engine, table, batch):
+        settlements = [settlement_for(Processed(), raw.action(), POLICY) for raw in raws]
+        done += len(settling.settle(engine, table, settlements))
     return done
+
+
+def claim(engine: Engine, table: Table, batch: int) -> list[RawAction]:
+    """The next *batch* of what is due."""
+    lanes = claiming.survey(engine, table).due()
+    return claiming.claim(engine, table, lanes, limit=batch, lease=LEASE, claimed_by="benchmark")
 
 
 class Bare:
@@ -103,16 +126,20 @@ class Bare:
                 json.loads(row[10])
             rows.sort()
             arrays: dict[str, list[Any]] = {
-                "settled_id": [row[0] for row in rows],
-                "settled_claim_count": [row[5] for row in rows],
-                "settled_status": ["processed"] * len(rows),
-                "settled_fail_count": [row[6] for row in rows],
-                "settled_delay_seconds": [None] * len(rows),
-                "settled_errors": [None] * len(rows),
-                "settled_run_id": [None] * len(rows),
+                "id": [row[0] for row in rows],
+                "claim_count": [row[5] for row in rows],
+                "status": ["processed"] * len(rows),
+                "fail_count": [row[6] for row in rows],
+                "delay_seconds": [None] * len(rows),
+                "errors": [None] * len(rows),
+                "run_id": [None] * len(rows),
             }
             with self.connection.transaction():
-                done += len(self.connection.execute(settle, self.settle.construct_params(arrays)).fetchall())
+                done += len(
+                    self.connection.execute(
+                        settle, self.settle.construct_params(bind_rows("postgresql", "settled", arrays))
+                    ).fetchall()
+                )
 
 
 def timed(fill_table: Callable[[], None], run: Callable[[], int], rows: int) -> float:
@@ -146,36 +173,41 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     table = actions_table()
     table.metadata.create_all(engine)
     bare = Bare(engine, table)
+    refill = lambda rows: lambda: fill(engine, table, rows)  # noqa: E731
     results: list[dict[str, Any]] = []
     for batch, usual in ROWS_BY_BATCH.items():
         rows = max(batch, int(usual * options.scale))
-        rates: dict[str, list[float]] = {"ours": [], "bare": [], "pgqueuer": []}
-        for _ in range(options.rounds):
-            refill = lambda rows=rows: fill(engine, table, rows)  # noqa: E731
-            rates["ours"].append(timed(refill, lambda batch=batch: ours(engine, table, batch), rows))
-            rates["bare"].append(timed(refill, lambda batch=batch: bare.run(batch), rows))
-            if options.peer_python and batch == max(ROWS_BY_BATCH):
-                rates["pgqueuer"].append(peer_rate(options.peer_python, dsn, rows, batch))
-        ratios = [a / b for a, b in zip(rates["ours"], rates["bare"], strict=True)]
-        peers = [a / b for a, b in zip(rates["ours"], rates["pgqueuer"], strict=False)]
-        medians = {side: statistics.median(values) if values else None for side, values in rates.items()}
+        sides: dict[str, Callable[[], float]] = {
+            "ours": lambda batch=batch, rows=rows: timed(refill(rows), lambda: ours(engine, table, batch), rows),
+            "in turn": lambda batch=batch, rows=rows: timed(refill(rows), lambda: in_turn(engine, table, batch), rows),
+            "bare": lambda batch=batch, rows=rows: timed(refill(rows), lambda: bare.run(batch), rows),
+        }
+        if options.peer_python and batch == max(ROWS_BY_BATCH):
+            sides["pgqueuer"] = lambda batch=batch, rows=rows: peer_rate(options.peer_python, dsn, rows, batch)
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for turn in range(options.rounds):
+            for side in sides if turn % 2 == 0 else reversed(sides):
+                rates[side].append(sides[side]())
         results.append(
-            {
-                "batch": batch,
-                "rows": rows,
-                **medians,
-                "ours/bare": statistics.median(ratios),
-                "ours/pgqueuer": statistics.median(peers) if peers else None,
-            }
+            {"batch": batch, "rows": rows}
+            | {side: statistics.median(rates[side]) if side in sides else None for side in SIDES}
+            | {f"{a}/{b}": _ratio(rates, a, b) for a, b in RATIOS}
         )
     bare.connection.close()
     engine.dispose()
     return results
 
 
+def _ratio(rates: dict[str, list[float]], side: str, other: str) -> float | None:
+    """The median of the rounds' own ratios."""
+    if other not in rates:
+        return None
+    return statistics.median(a / b for a, b in zip(rates[side], rates[other], strict=True))
+
+
 def show(results: list[dict[str, Any]], console: Console) -> None:
     """One table, ratios last."""
-    shown = RichTable(title="claim + settle, rows a second (medians) and ratios (medians of the rounds' own)")
+    shown = RichTable(title="claim + settle: rows a second, and ratios (medians)")
     for column in results[0]:
         shown.add_column(column, justify="right")
     for result in results:
@@ -192,7 +224,7 @@ def _cell(value: float | None) -> str:
 def main() -> None:
     """Start a PostgreSQL from the wheel, with its default settings; measure; end it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of rows")
     parser.add_argument(
         "--peer-python", help="Python of an environment with benchmarks/peers.txt; without it no peer is measured"

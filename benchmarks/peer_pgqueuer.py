@@ -6,12 +6,12 @@ Usage: peer_pgqueuer.py DSN ROWS BATCH. Its fastest documented shape: asyncpg, a
 large batches.
 """
 
-import asyncio
 import sys
 import time
 from datetime import timedelta
 
 import asyncpg
+import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -23,6 +23,7 @@ async def main(dsn: str, rows: int, batch: int) -> None:
     connection = await asyncpg.connect(dsn)
     queries = Queries(AsyncpgDriver(connection))
     await queries.install()
+    await queries.optimize_autovacuum()
     for start in range(0, rows, 1_000):
         size = min(1_000, rows - start)
         await queries.enqueue(["noop"] * size, [b"{}"] * size, [0] * size)
@@ -46,4 +47,4 @@ async def main(dsn: str, rows: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -8,16 +8,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Engine, Row, Table
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import databases
-from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, elapsed_clock
+from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, ThawedAction, elapsed_clock
 from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.encoding import MAX_DEPTH
+from prefect_claim_dispatch.errors import DatabaseContendedError
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
@@ -28,8 +29,11 @@ logger = logging.getLogger(__name__)
 
 MAX_LANES = 64
 CONTENDED_TRIES = 3
-EARLIEST = attrgetter("end_at", "id")
-PRIORITY = attrgetter("priority")
+# By position, as in `action_columns`: a row looks names up at ten times the cost.
+EARLIEST = itemgetter(3, 0)
+PRIORITY = itemgetter(7)
+
+_decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ class RawAction:
             TypeError: it is no object.
         """
         _, _, text, end_at, created_at, _, _, priority, idempotency_key, ordering_key, errors, _ = self.row
-        payload: Any = json.loads(text)
+        payload = _decoded(text)
         if _is_too_deep(text, payload):
             msg = f"the payload is nested deeper than {MAX_DEPTH} levels"
             raise ValueError(msg)
@@ -111,24 +115,25 @@ class RawAction:
         if meta is not None and not isinstance(meta, dict):
             msg = f"{RESERVED_META} must be a JSON object, got {type(meta).__name__}"
             raise TypeError(msg)
-        return Action(
-            id=self.id,
-            type=self.type,
-            payload=document,
-            meta=cast("dict[str, Any]", meta or {}),
-            rules=rules,
-            end_at=as_instant(end_at),
-            created_at=as_instant(created_at),
-            claim_count=self.claim_count,
-            fail_count=self.fail_count,
-            priority=priority,
-            idempotency_key=idempotency_key,
-            ordering_key=ordering_key,
-            errors=_errors(errors),
-            table=self.table.name,
-            schema=self.table.schema,
-            lease=self.lease,
-        )
+        action = ThawedAction()
+        action.id = self.id
+        action.type = self.type
+        action.payload = document
+        action.meta = meta or {}
+        action.rules = rules
+        action.end_at = as_instant(end_at)
+        action.created_at = as_instant(created_at)
+        action.claim_count = self.claim_count
+        action.fail_count = self.fail_count
+        action.priority = priority
+        action.idempotency_key = idempotency_key
+        action.ordering_key = ordering_key
+        action.errors = _errors(errors)
+        action.table = self.table.name
+        action.schema = self.table.schema
+        action.lease = self.lease
+        action.__class__ = Action
+        return action
 
     @property
     def reference(self) -> str:
@@ -185,10 +190,10 @@ def claim(
         try:
             with databases.transaction(engine) as connection:
                 rows = connection.execute(statement, parameters).all()
-        except IntegrityError:
-            # Another claimer, looking a moment earlier or later, took an action of the same ordering key. Nothing of
-            # ours was written.
-            logger.debug("claim met another claim of the same ordering key; trying again")
+        except (IntegrityError, DatabaseContendedError) as error:
+            # Another claimer, looking a moment earlier or later, took an action of the same ordering key; or each of
+            # two took one that the other wanted. Nothing of ours was written.
+            logger.debug("claim met another claim of the same ordering key (%s); trying again", type(error).__name__)
             continue
         in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
         return [RawAction(row, Lease(expires=expires), table) for row in in_order]
@@ -219,6 +224,15 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     parameters["lease_seconds"] = lease.total_seconds()
     with databases.transaction(engine) as connection:
         return set(connection.execute(renew_statement(table, dialect), parameters).scalars().all())
+
+
+def _decoded(text: str) -> Any:
+    """As `json.loads`, at half its cost where there is one document with nothing around it."""
+    try:
+        document, end = _decoder.raw_decode(text)
+    except ValueError:
+        return json.loads(text)
+    return document if end == len(text) else json.loads(text)
 
 
 def _is_too_deep(text: str, document: Any) -> bool:

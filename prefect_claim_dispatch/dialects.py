@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
     JSON,
     BigInteger,
-    BindParameter,
     Column,
     ColumnElement,
     DateTime,
@@ -128,7 +128,7 @@ def raw_json(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     return cast(column, Text) if dialect == POSTGRESQL else func.coalesce(cast(column, Text), "").label(column.key)
 
 
-def unseen(parameter: BindParameter[Any], dialect: str) -> ColumnElement[Any]:
+def unseen(parameter: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     """*parameter* as the planner must not see it, in custom plans as in generic ones.
 
     Then one plan serves whatever is bound.
@@ -152,12 +152,15 @@ def raw_instant(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
 def parameter_rows(dialect: str, name: str, **columns: TypeEngine[Any]) -> FromClause:
     """A FROM clause of as many rows as were bound: `bind_rows` makes the parameters.
 
-    PostgreSQL gets one array a column (`unnest`), SQLite one JSON document (`json_each`). The statement's text does
-    not depend on the number of rows, so it is compiled and planned once. Joined by the primary key, rows are met in
-    the order in which they were bound.
+    PostgreSQL gets one array a column (`unnest`), written as text; SQLite one JSON document (`json_each`). The
+    statement's text does not depend on the number of rows, so it is compiled and planned once. Joined by the primary
+    key, rows are met in the order in which they were bound.
     """
     if dialect == POSTGRESQL:
-        arrays = [unseen(bindparam(f"{name}_{key}", type_=ARRAY(type_)), dialect) for key, type_ in columns.items()]
+        arrays = [
+            unseen(cast(bindparam(f"{name}_{key}", type_=Text), ARRAY(type_)), dialect)
+            for key, type_ in columns.items()
+        ]
         return func.unnest(*arrays).table_valued(*_columns(columns), name=name).render_derived(name=name)
     document = func.json_each(bindparam(f"{name}_rows", type_=Text())).table_valued("value")
     extracted = [
@@ -195,8 +198,23 @@ def unindexed(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return column.concat(literal_column("''", Text))
 
 
+def _array(values: list[Any]) -> str:
+    """*values* as PostgreSQL writes an array. Given a list, psycopg asks each element how to write it: much slower."""
+    if set(map(type, values)) <= {int, float, NoneType}:
+        return "{" + str(values)[1:-1].replace("None", "NULL") + "}"
+    texts: list[str | None] = [value.isoformat() if isinstance(value, datetime) else value for value in values]
+    # Few columns have as many values as rows: most are a status or a type.
+    written = {text: _array_element(text) for text in set(texts)}
+    return "{" + ",".join([written[text] for text in texts]) + "}"
+
+
+def _array_element(text: str | None) -> str:
+    # Quoted, nothing in it is taken for a delimiter or for NULL.
+    return "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def bind_rows(dialect: str, name: str, columns: dict[str, list[Any]]) -> dict[str, Any]:
     """The parameters for `parameter_rows`: *columns* are lists of equal length, one value a row."""
     if dialect == POSTGRESQL:
-        return {f"{name}_{key}": values for key, values in columns.items()}
+        return {f"{name}_{key}": _array(values) for key, values in columns.items()}
     return {f"{name}_rows": json.dumps(list(zip(*columns.values(), strict=True)))}

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, SUPPORTED
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
+    DatabaseContendedError,
     DatabaseError,
     DatabaseUnavailableError,
     MissingExtraError,
@@ -31,6 +32,9 @@ POSTGRESQL_CONNECT_ARGS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+
+# Serialization failure, deadlock, lock timeout.
+CONTENDED = ("40001", "40P01", "55P03")
 
 
 def parsed_url(url: str) -> URL:
@@ -115,6 +119,8 @@ def _translate(error: DBAPIError) -> DatabaseError:
         )
     if state == "42501":
         return DatabaseError(f"the database refuses: {reason}; grant SELECT, INSERT and UPDATE on the action table")
+    if state in CONTENDED or "database is locked" in reason:
+        return DatabaseContendedError(f"other transactions were in the way ({reason}), nothing was written; try again")
     if isinstance(error, OperationalError | InterfaceError):
         return DatabaseUnavailableError(f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL")
     return DatabaseError(f"the database refuses: {reason}")

@@ -16,6 +16,7 @@
     ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
     └── DatabaseError               the database cannot serve us
         ├── DatabaseUnavailableError
+        │   └── DatabaseContendedError  other transactions were in the way
         ├── SchemaMissingError      the table is not there
         └── SchemaVersionError      the table was migrated by a newer version of this package
 
@@ -125,6 +126,10 @@ class DatabaseError(ClaimDispatchError):
 
 class DatabaseUnavailableError(DatabaseError):
     """No connection could be made, or it broke."""
+
+
+class DatabaseContendedError(DatabaseUnavailableError):
+    """A deadlock, a serialization failure or a lock timeout: nothing was written, and the same again may succeed."""
 
 
 class SchemaMissingError(DatabaseError):

@@ -103,7 +103,7 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
     """
     match outcome:
         case Processed():
-            return _settlement(outcome, action, ActionStatus.PROCESSED)
+            return Settlement(action.id, action.claim_count, ActionStatus.PROCESSED, action.fail_count, outcome)
         case Failed():
             return _after_failure(
                 outcome, action, policy, _error(action, "failed", outcome.error_type, outcome.message)

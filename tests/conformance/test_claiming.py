@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import FrozenInstanceError, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import claiming, engines, publish, settling
+from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import MAX_LANES, Lane
 from prefect_claim_dispatch.encoding import MAX_DEPTH
 from prefect_claim_dispatch.errors import InvalidPayloadError
@@ -222,6 +224,9 @@ def test_claimed_row_becomes_an_action(engine: Engine) -> None:
     assert (action.priority, action.idempotency_key, action.end_at) == (2, "k", LONG_AGO)
     assert action.created_at == row(engine, id_).created_at
     assert action.lease_holds
+    assert action == Action(**{field.name: getattr(action, field.name) for field in fields(Action)})
+    with pytest.raises(FrozenInstanceError):
+        action.id = 8  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_lease_is_judged_shorter_here_than_there(engine: Engine) -> None:
@@ -634,6 +639,35 @@ def test_claim_that_meets_another_of_its_key_takes_the_rest(postgres_url: str) -
     assert [raw.id for raw in claimed] == [free]
     assert row(engine, visible).status == "pending"
     engine.dispose()
+
+
+def test_claim_that_loses_a_deadlock_takes_the_rest(postgres_url: str) -> None:
+    """Two claimers, each of which took an action of a key that the other wants: the loser is asked again."""
+    engine = engines.create(postgres_url)
+    hidden_k, hidden_l = add_many(engine, [{"ordering_key": key, "due_in": 3600} for key in "kl"])
+    add_many(engine, [{"ordering_key": key} for key in "lk"])
+    free = add(engine)
+    claimed = {"status": "claimed", "claimed_at": LONG_AGO, "lease_expires_at": LONG_AGO, "claim_count": 1}
+    with engine.connect() as rival:
+        rival.exec_driver_sql("SET deadlock_timeout = '60s'")  # so that it is ours that loses
+        rival.execute(update(TABLE).where(TABLE.c.id == hidden_k).values(claimed))
+        with ThreadPoolExecutor(1) as pool:
+            ours = pool.submit(claim_due, engine)
+            _wait_until_blocked(engine)
+            rival.execute(update(TABLE).where(TABLE.c.id == hidden_l).values(claimed))
+            rival.commit()
+            taken = ours.result()
+
+    assert [raw.id for raw in taken] == [free]
+    assert by_status(engine) == {"claimed": 3, "pending": 2}
+    wait_until(lambda: _deadlocks(engine) == 1, description="the server has counted the deadlock")
+    engine.dispose()
+
+
+def _deadlocks(engine: Engine) -> int:
+    with engine.connect() as connection:
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        return connection.exec_driver_sql(query).scalar_one()
 
 
 def test_locked_rows_are_passed_over(postgres_url: str) -> None:

@@ -12,7 +12,7 @@ THEN now()
 ELSE CAST(NULL AS TIMESTAMP WITH TIME ZONE) END, settled_at=CASE WHEN (settled.status = :status_1::VARCHAR)
 THEN CAST(NULL AS TIMESTAMP WITH TIME ZONE)
 ELSE now() END, updated_at=now()
-FROM unnest((SELECT :settled_id::BIGINT[] AS anon_1), (SELECT :settled_claim_count::BIGINT[] AS anon_2), (SELECT :settled_status::TEXT[] AS anon_3), (SELECT :settled_fail_count::INTEGER[] AS anon_4), (SELECT :settled_delay_seconds::FLOAT[] AS anon_5), (SELECT :settled_errors::TEXT[] AS anon_6), (SELECT :settled_run_id::TEXT[] AS anon_7)) AS settled(id, claim_count, status, fail_count, delay_seconds, errors, run_id)
+FROM unnest((SELECT CAST(:settled_id::VARCHAR AS BIGINT[]) AS anon_1), (SELECT CAST(:settled_claim_count::VARCHAR AS BIGINT[]) AS anon_2), (SELECT CAST(:settled_status::VARCHAR AS TEXT[]) AS anon_3), (SELECT CAST(:settled_fail_count::VARCHAR AS INTEGER[]) AS anon_4), (SELECT CAST(:settled_delay_seconds::VARCHAR AS FLOAT[]) AS anon_5), (SELECT CAST(:settled_errors::VARCHAR AS TEXT[]) AS anon_6), (SELECT CAST(:settled_run_id::VARCHAR AS TEXT[]) AS anon_7)) AS settled(id, claim_count, status, fail_count, delay_seconds, errors, run_id)
 WHERE action_logs.id = settled.id
 AND action_logs.claim_count = settled.claim_count
 AND (action_logs.status || '') = 'claimed'
