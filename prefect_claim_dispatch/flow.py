@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from sqlalchemy import Engine, Table
 
-from prefect_claim_dispatch import databases, engines
+from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
 from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError, PrefectUnavailableError
@@ -133,7 +133,7 @@ def run_claim_flow(
 def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions) -> DispatchReport:
     tally = Tally()
     keeper = Keeper(engine, table, lease=options.lease, tally=tally)
-    with RoutingDispatcher(options.concurrency) as dispatcher, keeper:
+    with heap.frozen(), RoutingDispatcher(options.concurrency) as dispatcher, keeper:
         loop = ClaimLoop(
             engine,
             table,

@@ -1,0 +1,21 @@
+"""What lives already is left out of garbage collections while a claim flow works."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def frozen() -> Generator[None]:
+    """Keep what lives now, and will live on, out of every garbage collection until the block ends.
+
+    A process that has imported Prefect holds 300,000 objects. To look through them all stops every thread for 0.2 s,
+    and the more rows a second are claimed, the oftener that happens. Garbage that is there now waits till the end.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
