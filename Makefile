@@ -33,9 +33,10 @@ format: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-## make bench        claim + settle against bare psycopg and against a peer, as ratios
+## make bench        claim + settle, and publish, against bare psycopg and against peers, as ratios
 bench: $(READY) .venv-peers/.ready
 	$(BIN)/python benchmarks/claim_settle.py --peer-python .venv-peers/bin/python $(ARGS)
+	$(BIN)/python benchmarks/publish.py --peer-python .venv-peers/bin/python $(ARGS)
 
 ## make audit        known vulnerabilities in what the constraints name
 audit: $(READY)

@@ -19,20 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+import kit
 import psycopg
-from rich.console import Console
-from rich.table import Table as RichTable
 from sqlalchemy import Engine, Table, text
 
 from prefect_claim_dispatch import claiming, engines, heap, settling
@@ -47,7 +40,6 @@ from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.settle import settle as settle_statement
 from prefect_claim_dispatch.statements.survey import survey as survey_statement
 
-ROOT = Path(__file__).parents[1]
 SIDES = ("ours", "in turn", "bare", "pgqueuer")
 RATIOS = (("ours", "bare"), ("in turn", "bare"), ("ours", "pgqueuer"))
 LEASE = timedelta(minutes=5)
@@ -156,19 +148,6 @@ def timed(fill_table: Callable[[], None], run: Callable[[], int], rows: int) -> 
     return rows / seconds
 
 
-def peer_rate(python: str, dsn: str, rows: int, batch: int) -> float:
-    """Rows a second of pgqueuer, in its own Python, on a database of its own."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS peer WITH (FORCE)")
-        connection.execute("CREATE DATABASE peer")
-    script = str(Path(__file__).with_name("peer_pgqueuer.py"))
-    command = [python, script, dsn.replace("/postgres?", "/peer?"), str(rows), str(batch)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if finished.returncode:
-        raise SystemExit(finished.stderr)
-    return rows / float(finished.stdout.split()[-1])
-
-
 def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All sides in turn, *rounds* times; one entry for each batch size."""
     engine = engines.create(dsn)
@@ -185,71 +164,26 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             "bare": lambda batch=batch, rows=rows: timed(refill(rows), lambda: bare.run(batch), rows),
         }
         if options.peer_python and batch == max(ROWS_BY_BATCH):
-            sides["pgqueuer"] = lambda batch=batch, rows=rows: peer_rate(options.peer_python, dsn, rows, batch)
-        rates: dict[str, list[float]] = {side: [] for side in sides}
-        for turn in range(options.rounds):
-            for side in sides if turn % 2 == 0 else reversed(sides):
-                rates[side].append(sides[side]())
+            sides["pgqueuer"] = lambda batch=batch, rows=rows: (
+                rows / kit.peer_seconds(options.peer_python, "peer_pgqueuer.py", dsn, rows, batch)
+            )
+        rates = kit.rates(sides, options.rounds)
         results.append(
             {"batch": batch, "rows": rows}
-            | {side: statistics.median(rates[side]) if side in sides else None for side in SIDES}
-            | {f"{a}/{b}": _ratio(rates, a, b) for a, b in RATIOS}
+            | {side: kit.median(rates, side) for side in SIDES}
+            | {f"{a}/{b}": kit.ratio(rates, a, b) for a, b in RATIOS}
         )
     bare.connection.close()
     engine.dispose()
     return results
 
 
-def _ratio(rates: dict[str, list[float]], side: str, other: str) -> float | None:
-    """The median of the rounds' own ratios."""
-    if other not in rates:
-        return None
-    return statistics.median(a / b for a, b in zip(rates[side], rates[other], strict=True))
-
-
-def show(results: list[dict[str, Any]], console: Console) -> None:
-    """One table, ratios last."""
-    shown = RichTable(title="claim + settle: rows a second, and ratios (medians)")
-    for column in results[0]:
-        shown.add_column(column, justify="right")
-    for result in results:
-        shown.add_row(*(_cell(value) for value in result.values()))
-    console.print(shown)
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.2f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
-
-
 def main() -> None:
-    """Start a PostgreSQL from the wheel, with its default settings; measure; end it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of rows")
-    parser.add_argument(
-        "--peer-python", help="Python of an environment with benchmarks/peers.txt; without it no peer is measured"
-    )
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    from tests.kit import postgres
-
-    folder = Path(tempfile.mkdtemp(prefix="pcd-bench-"))
-    try:
-        server = postgres.start("postgresql-18", folder / "pg", durable=True)
-        dsn = f"postgresql://postgres@/postgres?host={server.sockets}"
+    """Start a PostgreSQL from the wheel, measure, end it."""
+    options = kit.parser(__doc__).parse_args()
+    with kit.postgresql() as dsn:
         results = measure(dsn, options)
-    finally:
-        postgres.discard(folder / "pg")
-        shutil.rmtree(folder, ignore_errors=True)
-    console = Console(width=110)
-    show(results, console)
-    if not options.peer_python:
-        console.print("pgqueuer was not measured: no --peer-python")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    kit.show("claim + settle: rows a second, and ratios (medians)", results, options)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from prefect_claim_dispatch import settings
 from prefect_claim_dispatch.actions import MAX_KEY_LENGTH, MAX_TYPE_LENGTH
@@ -27,11 +27,13 @@ from prefect_claim_dispatch.payloads import Payload, assemble, encode_meta, enco
 from prefect_claim_dispatch.rules import checked_rules
 
 OnConflict = Literal["keep", "replace", "raise"]
+POLICIES: Final = get_args(OnConflict)
 Gate = Callable[[dict[str, Any]], object]
 
 MAX_PRIORITY: Final = 32_767
 MIN_PRIORITY: Final = -32_768
-_READ_FROM: Final = tuple(f"{settings.PREFIX}{name}" for name in ("TABLE", "SCHEMA", "MAX_PAYLOAD_BYTES"))
+_READ_FROM: Final = (f"{settings.PREFIX}TABLE", f"{settings.PREFIX}SCHEMA")
+_MAX_PAYLOAD_BYTES: Final = f"{settings.PREFIX}MAX_PAYLOAD_BYTES"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +44,27 @@ class Receipt:
     outcome: Literal["created", "kept", "replaced", "skipped"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """What a draft says so far: checked, and encoded as it will be stored."""
+class Intent(NamedTuple):
+    """What a draft says so far: checked, and encoded as it will be stored.
+
+    A named tuple, since a changed copy of one is made for every row of `publish_many`.
+    """
 
     type: str | None = None
-    payload: str = field(default="{}", repr=False)
+    payload: str = "{}"
     moment: Moment | Callable[[], Any] = AT_ONCE
     priority: int = 0
     idempotency_key: str | None = None
     on_conflict: OnConflict = "keep"
     ordering_key: str | None = None
-    rules: str | None = field(default=None, repr=False)
-    meta: str | None = field(default=None, repr=False)
-    gates: tuple[tuple[Gate, bool], ...] = field(default=(), repr=False)
+    rules: str | None = None
+    meta: str | None = None
+    gates: tuple[tuple[Gate, bool], ...] = ()
     table: str | None = None
+
+    def __repr__(self) -> str:
+        """Without payload, rules and meta, which are nobody's business in a traceback."""
+        return f"Intent(type={self.type!r}, idempotency_key={self.idempotency_key!r}, table={self.table!r})"
 
     def is_wanted(self) -> bool:
         """Whether every gate lets the payload pass, as it will be stored; what a gate raises passes through."""
@@ -73,9 +81,10 @@ class Intent:
         """The payload with rules and meta in it, as the table will hold it."""
         if self.rules is None and self.meta is None:
             return self.payload
-        return assemble(self.payload, rules=self.rules, meta=self.meta, max_bytes=configured().max_payload_bytes)
+        return assemble(self.payload, rules=self.rules, meta=self.meta, max_bytes=max_payload_bytes())
 
 
+EMPTY_INTENT: Final = Intent()
 Committer = Callable[[Intent], Receipt]
 
 
@@ -86,7 +95,7 @@ class Draft:
     A draft of no publisher, ``Draft().type("email.welcome")``, is for `publish_many`.
     """
 
-    intent: Intent = Intent()
+    intent: Intent = EMPTY_INTENT
     committer: Committer | None = field(default=None, repr=False, compare=False)
 
     def type(self, name: str) -> Draft:
@@ -95,7 +104,7 @@ class Draft:
 
     def payload(self, payload: Payload) -> Draft:
         """What the processor will get: a mapping, a pydantic model or a dataclass instance."""
-        return self._with(payload=encode_payload(payload, max_bytes=configured().max_payload_bytes))
+        return self._with(payload=encode_payload(payload, max_bytes=max_payload_bytes()))
 
     def eligible_at(self, when: Eligible) -> Draft:
         """Not before *when*: an aware datetime, ISO text with an offset, a timedelta, or a callable asked at commit.
@@ -168,7 +177,7 @@ class Draft:
         return self.committer(self.intent)
 
     def _with(self, **changes: Any) -> Draft:
-        return replace(self, intent=replace(self.intent, **changes))
+        return Draft(intent=self.intent._replace(**changes), committer=self.committer)
 
     def _gated(self, gate: Gate, *, wanted: bool) -> Draft:
         if not callable(gate):
@@ -199,7 +208,7 @@ def intent_of(
     """
     return Intent(
         type=checked_type(type),
-        payload=encode_payload(payload, max_bytes=configured().max_payload_bytes),
+        payload=encode_payload(payload, max_bytes=max_payload_bytes()),
         moment=moment_of(end_at, delay),
         priority=checked_priority(priority),
         idempotency_key=None if idempotency_key is None else checked_key("idempotency_key", idempotency_key),
@@ -270,7 +279,7 @@ def checked_policy(policy: Any) -> OnConflict:
     Raises:
         InvalidActionError: it is none of ``keep``, ``replace``, ``raise``.
     """
-    if policy not in get_args(OnConflict):
+    if policy not in POLICIES:
         msg = f"on_conflict must be 'keep', 'replace' or 'raise', got {ascii(policy)[:60]}"
         raise InvalidActionError(msg)
     return cast("OnConflict", policy)
@@ -281,11 +290,21 @@ def configured() -> settings.Settings:
     return _configured(tuple(os.environ.get(name) for name in _READ_FROM))
 
 
+def max_payload_bytes() -> int:
+    """The one setting that every payload asks for; as `configured`, but with one look at the environment."""
+    return _max_payload_bytes(os.environ.get(_MAX_PAYLOAD_BYTES))
+
+
 @lru_cache(maxsize=16)
 def _configured(_environment: tuple[str | None, ...]) -> settings.Settings:
     return settings.load()
 
 
+@lru_cache(maxsize=16)
+def _max_payload_bytes(_environment: str | None) -> int:
+    return settings.load().max_payload_bytes
+
+
 def _encoded_meta(meta: Payload | None) -> str | None:
-    text = None if meta is None else encode_meta(meta, max_bytes=configured().max_payload_bytes)
+    text = None if meta is None else encode_meta(meta, max_bytes=max_payload_bytes())
     return None if text == "{}" else text
