@@ -16,7 +16,7 @@ demo: $(READY)
 
 ## make test         all tests, on SQLite and a real PostgreSQL, in parallel and in random order
 test: $(READY)
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) $(ARGS)
 
 ## make lint         style, types, layers
 lint: $(READY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Table, inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from prefect_claim_dispatch import settings as settings_module
+from prefect_claim_dispatch.dialects import POSTGRESQL
 from prefect_claim_dispatch.engines import create, translated
 from prefect_claim_dispatch.errors import ConfigurationError
 from prefect_claim_dispatch.schema import actions_table
@@ -93,3 +94,21 @@ def transaction(bind: Bind) -> Generator[Connection]:
             advice = "; use `await async_session.run_sync(publish, ...)`" if "Async" in kind else ""
             msg = f"bind must be an Engine, Connection, Session, URL or None, got {kind}{advice}"
             raise ConfigurationError(msg)
+
+
+def statements(bind: Bind) -> AbstractContextManager[Connection]:
+    """As `transaction`, for statements of which each may stand alone.
+
+    On PostgreSQL, where the engine is ours, each commits as it is sent: without BEGIN and COMMIT, a round trip instead
+    of three. An application's engine may do more when it begins (`SET LOCAL` a tenant), so it begins.
+    """
+    if bind is None or isinstance(bind, str):
+        engine = engine_for(bind)
+        return transaction(_autocommitting(engine) if engine.dialect.name == POSTGRESQL else engine)
+    return transaction(bind)
+
+
+@cache
+def _autocommitting(engine: Engine) -> Engine:
+    """The same engine and pool, with connections that commit by themselves while they are borrowed here."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT")

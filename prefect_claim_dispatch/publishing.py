@@ -157,7 +157,7 @@ def _publish(bind: Bind, intent: Intent) -> Receipt:
     row = _row_or_none(intent, configured())
     if row is None:
         return _SKIPPED
-    with databases.transaction(bind) as connection:
+    with databases.statements(bind) as connection:
         return insert(connection, [row])[0]
 
 

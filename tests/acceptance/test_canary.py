@@ -17,8 +17,6 @@ from tests.acceptance.conftest import Dispatch
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 def stored_by(server: PrefectServer) -> bytes:
     """All bytes of the Prefect server's database, its write-ahead log included."""

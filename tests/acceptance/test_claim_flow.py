@@ -26,8 +26,6 @@ from tests.kit.prefect_server import PrefectServer
 from tests.kit.tables import make_due, statements_of
 from tests.kit.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 PROCESSORS = ["tests.acceptance.processors", __name__]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 

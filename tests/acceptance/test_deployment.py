@@ -19,7 +19,7 @@ from tests.kit.prefect_server import PrefectServer, create_process_pool, start_w
 from tests.kit.processes import Processes
 from tests.kit.waiting import wait_until
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(280)]
+pytestmark = pytest.mark.timeout(280)
 
 ROOT = Path(__file__).parents[2]
 POOL = "claims-of-test-deployment"

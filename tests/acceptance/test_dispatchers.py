@@ -35,8 +35,6 @@ from prefect_claim_dispatch.processors import Processor, Registry, processor
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 SLOTS = 8
 FINISH_SECONDS = 120
 TIME_LIMIT = timedelta(seconds=1)

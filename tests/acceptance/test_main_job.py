@@ -17,8 +17,6 @@ from tests.kit.prefect_server import PrefectServer
 from tests.kit.tables import statements_of
 from tests.kit.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 def published(engine: Engine, type_: str, payload: dict[str, object] | None = None, **options: object) -> int:
     """Publish one action; returns its id."""

@@ -22,7 +22,7 @@ from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Child, Processes
 from tests.kit.waiting import wait_until
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 StartFlow = Callable[..., Child]
 

@@ -28,6 +28,7 @@ from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import TABLE, claim_due, verdicts
+from tests.kit.waiting import wait_until
 
 CATASTROPHE = "a" * 40 + "b"  # a match of (a+)+$ takes hours, in C, and never gives up the interpreter lock
 
@@ -63,20 +64,26 @@ def live(url: str, *options: str) -> None:
     say(settled=[raw.id for raw in raws])
 
 
-def race(url: str, start: str, ledger: str, limit: str) -> None:
+def race(url: str, start: str, ledger: str, limit: str, racers: str) -> None:
     """Claim and settle until nothing is due, beginning when the file *start* appears.
 
-    Each execution is a line of the file *ledger*.
+    Each execution is a line of the file *ledger*. Nobody claims a second time before each of the *racers* has claimed
+    once: one that is first to the lock may else have it all.
     """
     engine = engines.create(url)
     claiming.survey(engine, TABLE)
     say(ready=True)
     while not Path(start).exists():
         time.sleep(0.005)
-    with Path(ledger).open("w") as executions:
+    with Path(ledger).open("w", buffering=1) as executions:
         while claiming.survey(engine, TABLE).due():
             raws = claim_due(engine, limit=int(limit))
             executions.writelines(f"{raw.id} {raw.claim_count}\n" for raw in raws)
+            wait_until(
+                lambda: sum(1 for other in Path(ledger).parent.glob("ledger-*") if other.stat().st_size) == int(racers),
+                description="every racer has claimed",
+                timeout=60,
+            )
             settled = settle(engine, TABLE, verdicts(Processed(), raws))
             assert settled == {raw.id for raw in raws}, "a lease was lost"
     say(done=True)

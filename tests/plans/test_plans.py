@@ -33,8 +33,6 @@ from tests.kit.tables import TABLE, by_status, claim_due, seconds_from_now
 from tests.plans.explained import Plan, PlanCache, explained
 
 # One worker fills the backlogs, and keeps them.
-pytestmark = pytest.mark.xdist_group("plans")
-
 FINISHED = """
     INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claim_count, processed_at, settled_at)
     SELECT 'type.' || mod(i, 5), mod(i, 3), status, now() - interval '1 day', now(), 1,

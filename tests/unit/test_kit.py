@@ -232,7 +232,6 @@ def test_free_port_can_be_listened_on() -> None:
     assert 1024 < free_port() < 65536
 
 
-@pytest.mark.xdist_group("prefect")
 def test_flow_in_the_test_reaches_the_shared_server(prefect_api: PrefectServer) -> None:
     """In-process flows are visible on the server that other processes see."""
     from prefect import flow
@@ -246,7 +245,6 @@ def test_flow_in_the_test_reaches_the_shared_server(prefect_api: PrefectServer) 
     assert [run["state_type"] for run in runs] == ["COMPLETED"]
 
 
-@pytest.mark.xdist_group("prefect")
 @pytest.mark.parametrize("interrupt", ["default", "ignored"])
 def test_worker_ends_as_its_interrupt_says(
     children: Processes, prefect_server: PrefectServer, interrupt: Interrupt
