@@ -17,13 +17,18 @@ from prefect_claim_dispatch.publishing import Publisher, publish, publish_many
 
 if TYPE_CHECKING:
     from prefect_claim_dispatch import errors, operations, schema, settings
+    from prefect_claim_dispatch.awaiting import apublish, apublish_many
     from prefect_claim_dispatch.flow import claim_dispatch
     from prefect_claim_dispatch.processors import processor
+    from prefect_claim_dispatch.rendering import publish_sql
     from prefect_claim_dispatch.reports import DispatchReport
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "apublish": "awaiting",
+    "apublish_many": "awaiting",
+    "publish_sql": "rendering",
     "processor": "processors",
     "claim_dispatch": "flow",
     "DispatchReport": "reports",
@@ -39,12 +44,15 @@ __all__ = [
     "Publisher",
     "Receipt",
     "Snooze",
+    "apublish",
+    "apublish_many",
     "claim_dispatch",
     "errors",
     "operations",
     "processor",
     "publish",
     "publish_many",
+    "publish_sql",
     "schema",
     "settings",
 ]

@@ -100,8 +100,8 @@ class now_plus(FunctionElement[datetime]):  # noqa: N801
 
 
 @compiles(now, SQLITE)
-def _now_sqlite(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
-    return f"strftime('{SQLITE_INSTANT_FORMAT}', 'now')"
+def _now_sqlite(_element: now, compiler: SQLCompiler, **_: Any) -> str:
+    return _literal(compiler, f"strftime('{SQLITE_INSTANT_FORMAT}', 'now')")
 
 
 @compiles(now)
@@ -112,7 +112,12 @@ def _now(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
 @compiles(now_plus, SQLITE)
 def _now_plus_sqlite(element: now_plus, compiler: SQLCompiler, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
-    return f"strftime('{SQLITE_INSTANT_FORMAT}', 'now', printf('%+.3f seconds', {seconds}))"
+    return _literal(compiler, f"strftime('{SQLITE_INSTANT_FORMAT}', 'now', printf('%+.3f seconds', ") + f"{seconds}))"
+
+
+def _literal(compiler: Any, text: str) -> str:
+    # Where parameters are written %s, a percent sign of ours must be written twice.
+    return compiler.escape_literal_column(text)
 
 
 @compiles(now_plus)

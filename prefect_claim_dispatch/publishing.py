@@ -94,7 +94,7 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
     settings = configured()
     with ExitStack() as stack:
         connection: Connection | None = None
-        for chunk in _chunks(_row_or_none(_draft_intent(draft), settings) for draft in drafts):
+        for chunk in _chunks(row_or_none(draft_intent(draft), settings) for draft in drafts):
             table = next((row.table for row in chunk if row is not None), None)
             if connection is None and table is not None:
                 connection = _joined_atomically(stack, bind, table)
@@ -116,7 +116,7 @@ class Publisher:
 
     def publish(self, build: Callable[[Draft], Draft], /) -> Receipt:
         """Publish what *build* makes of an empty draft: ``lambda draft: draft.type(...).payload(...)``."""
-        return self._commit(_draft_intent(build(self.draft())))
+        return self._commit(draft_intent(build(self.draft())))
 
     def quick(
         self,
@@ -154,22 +154,31 @@ class Publisher:
 
 
 def _publish(bind: Bind, intent: Intent) -> Receipt:
-    row = _row_or_none(intent, configured())
+    row = row_or_none(intent, configured())
     if row is None:
         return _SKIPPED
     with databases.statements(bind) as connection:
         return insert(connection, [row])[0]
 
 
-def _draft_intent(draft: Any) -> Intent:
+def draft_intent(draft: Any) -> Intent:
+    """What *draft* says.
+
+    Raises:
+        InvalidActionError: it is no draft.
+    """
     if not isinstance(draft, Draft):
         msg = f"expected a Draft, got {draft.__class__.__name__}; return the draft itself, without commit()"
         raise InvalidActionError(msg)
     return draft.intent
 
 
-def _row_or_none(intent: Intent, settings: Settings) -> Row | None:
-    """The row that *intent* makes; None when a gate says no."""
+def row_or_none(intent: Intent, settings: Settings) -> Row | None:
+    """The row that *intent* makes; None when a gate says no.
+
+    Raises:
+        InvalidActionError: it has no type, or a conflict policy and no key.
+    """
     if intent.type is None:
         msg = "the draft has no type; call .type('email.welcome')"
         raise InvalidTypeError(msg)
