@@ -1,0 +1,20 @@
+"""The programs of docs/publishing.md, run as they stand there; their assertions are the page's promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_claim_dispatch import databases
+from tests.kit.documents import blocks
+
+PROGRAMS = blocks("docs/publishing.md")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program_keeps_the_pages_promises(name: str, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said about keys, encodings and clocks must be so on every database."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    exec(compile(PROGRAMS[name], name, "exec"), {"__name__": name})
+
+    databases.engine_for(database_url).dispose()
