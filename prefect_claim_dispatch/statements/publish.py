@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import POSTGRESQL, Instant, json_type, now, now_plus, parameter_rows
+from prefect_claim_dispatch.dialects import POSTGRESQL, Instant, json_type, now, now_plus, parameter_rows, unindexed
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
 
@@ -103,7 +103,8 @@ def replace_pending(table: Table, dialect: str) -> UpdateBase:
     c = table.c
     return (
         update(table)
-        .where(c.id == found.c.id, status_is(c.status, ActionStatus.PENDING))
+        # Seen by the partial index of due actions, the planner would read all that is pending to replace one.
+        .where(c.id == found.c.id, status_is(unindexed(c.status), ActionStatus.PENDING))
         .values(
             payload=values["payload"],
             end_at=values["end_at"],

@@ -22,5 +22,5 @@ FROM json_each(:draft_rows) AS anon_1
 LIMIT :param_1 OFFSET :param_2) AS draft
 LIMIT :param_3 OFFSET 0) AS found
 WHERE action_logs.id = found.id
-AND action_logs.status = 'pending'
+AND (action_logs.status || '') = 'pending'
 RETURNING id, type, idempotency_key;
