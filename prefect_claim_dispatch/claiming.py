@@ -18,7 +18,7 @@ from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, ThawedAction, elapsed_clock
 from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.encoding import MAX_DEPTH
-from prefect_claim_dispatch.errors import DatabaseContendedError
+from prefect_claim_dispatch.errors import DatabaseContendedError, DatabaseError
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
@@ -190,7 +190,9 @@ def claim(
         try:
             with databases.transaction(engine) as connection:
                 rows = connection.execute(statement, parameters).all()
-        except (IntegrityError, DatabaseContendedError) as error:
+        except DatabaseError as error:
+            if not isinstance(error, DatabaseContendedError) and not isinstance(error.__cause__, IntegrityError):
+                raise
             # Another claimer, looking a moment earlier or later, took an action of the same ordering key; or each of
             # two took one that the other wanted. Nothing of ours was written.
             logger.debug("claim met another claim of the same ordering key (%s); trying again", type(error).__name__)

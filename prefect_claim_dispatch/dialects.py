@@ -20,6 +20,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Connection,
     DateTime,
     Dialect,
     FromClause,
@@ -201,6 +202,14 @@ def is_one_of(column: ColumnElement[Any], query: Select[Any], dialect: str) -> C
 def unindexed(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """The text *column*, hidden from partial indexes: for a test of rows that are found by something better."""
     return column.concat(literal_column("''", Text))
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Whether the driver commits every statement by itself, so that there is no transaction to join."""
+    driver: Any = connection.connection.driver_connection
+    if getattr(driver, "autocommit", False) is True:
+        return True
+    return connection.dialect.name == SQLITE and driver.isolation_level is None and not driver.in_transaction
 
 
 def _array(values: list[Any]) -> str:

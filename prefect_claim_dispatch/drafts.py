@@ -20,6 +20,7 @@ from prefect_claim_dispatch.errors import (
     ConfigurationError,
     InvalidActionError,
     InvalidKeyError,
+    InvalidPayloadError,
     InvalidTypeError,
 )
 from prefect_claim_dispatch.moments import AT_ONCE, Eligible, Moment, duration, moment, moment_of
@@ -141,9 +142,14 @@ class Draft:
         """A JSONLogic operation that must be true at dispatch; otherwise the action is cancelled."""
         return self._with(rules=checked_rules(rules).text)
 
-    def meta(self, meta: Mapping[str, Any] | None = None, /, **more: Any) -> Draft:
+    def meta(self, meta: Payload | None = None, /, **more: Any) -> Draft:
         """Facts about the action beside its payload; replaces what was set before."""
-        return self._with(meta=_encoded_meta({**(meta or {}), **more}))
+        if meta is None or not more:
+            return self._with(meta=_encoded_meta(more if meta is None else meta))
+        if not isinstance(meta, Mapping):
+            msg = f"meta() takes a mapping beside {', '.join(more)}, got {type(meta).__name__}; pass one or the other"
+            raise InvalidPayloadError(msg)
+        return self._with(meta=_encoded_meta({**meta, **more}))
 
     def when(self, gate: Gate) -> Draft:
         """Publish only if *gate* of the payload is true; gates add up."""
@@ -163,7 +169,7 @@ class Draft:
 
     def table(self, name: str) -> Draft:
         """The action table to insert into, ``schema.table`` included."""
-        return self._with(table=name)
+        return self._with(table=checked_table(name))
 
     def commit(self) -> Receipt:
         """Publish it where the publisher it came from does: in the caller's transaction, or in one of its own.
@@ -216,7 +222,7 @@ def intent_of(
         ordering_key=None if ordering_key is None else checked_key("ordering_key", ordering_key),
         rules=None if rules is None else checked_rules(rules).text,
         meta=_encoded_meta(meta),
-        table=table,
+        table=None if table is None else checked_table(table),
     )
 
 
@@ -235,7 +241,7 @@ def checked_type(name: Any) -> str:
     if not name.isprintable() or name != name.strip():
         msg = f"type {name!a} has control characters, separators, or spaces around it; remove them"
         raise InvalidTypeError(msg)
-    return str(name)
+    return str.__str__(name)
 
 
 def checked_key(what: str, key: Any) -> str:
@@ -255,7 +261,19 @@ def checked_key(what: str, key: Any) -> str:
     if "\x00" in key or any("\ud800" <= character <= "\udfff" for character in key):
         msg = f"{what} has a NUL or a lone surrogate, which no database stores; remove it"
         raise InvalidKeyError(msg)
-    return str(key)
+    return str.__str__(key)
+
+
+def checked_table(table: Any) -> str:
+    """*table*, if it is text; that it can name a table is checked before anything is sent.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(table, str):
+        msg = f"table must be the name of a table, got {table.__class__.__name__}; write 'action_logs'"
+        raise ConfigurationError(msg)
+    return str.__str__(table)
 
 
 def checked_priority(priority: Any) -> int:

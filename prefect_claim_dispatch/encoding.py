@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn, cast
 from uuid import UUID
@@ -153,9 +154,9 @@ class Writer:
         """A model or dataclass instance as what it stands for in JSON; anything else as it is."""
         if isinstance(value, type | Mapping):
             return cast("Any", value)
-        if hasattr(value, "__pydantic_serializer__"):
-            return self._dumped(value)
-        return {item.name: getattr(value, item.name) for item in fields(value)} if is_dataclass(value) else value
+        if hasattr(cast("object", type(value)), "__pydantic_serializer__"):
+            return self._opened(value, _dumped)
+        return self._opened(value, _fields) if is_dataclass(value) else value
 
     def _write_other(self, value: Any) -> None:
         shallow = self.shallow(value)
@@ -178,8 +179,12 @@ class Writer:
     def _object(self, members: Mapping[Any, Any], identity: object) -> None:
         self._enter(identity)
         self._put("{")
-        for position, (key, item) in enumerate(members.items()):
+        names: set[str] = set()
+        for position, (key, item) in enumerate(self._opened(members, self._members)):
             name = self._name(key)
+            if name in names:
+                self._refuse(f"has the key {name[:_MAX_STEP]!a} twice", "keep one of them")
+            names.add(name)
             self._put(f"{',' if position else ''}{self._text(name, 'has a key with')}:")
             self._member(name, item)
         self._put("}")
@@ -197,7 +202,7 @@ class Writer:
         key = key.value if isinstance(key, Enum) else key
         if not isinstance(key, str):
             self._refuse(f"has a key that is {type(key).__name__}, not text", "write str(key)")
-        return key
+        return str.__str__(key)
 
     def _member(self, key: str | int, value: Any) -> None:
         self._path.append(_step(key))
@@ -233,16 +238,16 @@ class Writer:
     def _leaf(self, value: Any) -> str:
         if isinstance(value, Decimal) and not value.is_finite():
             self._refuse("is NaN or infinite, which JSON has not", "pass None or text")
-        return cast("str", self._serialized(to_jsonable_python, value))
+        return cast("str", self._opened(value, to_jsonable_python))
 
-    def _dumped(self, model: Any) -> Any:
-        dump = model.__pydantic_serializer__.to_python
-        return self._serialized(dump, model, mode="json", by_alias=True, round_trip=True, warnings="error")
+    def _members(self, mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+        # One that never ends must not fill the memory before it is too large.
+        return list(islice(mapping.items(), self._left + 1))
 
-    def _serialized(self, serialize: Callable[..., Any], value: Any, **options: Any) -> Any:
+    def _opened(self, value: Any, look: Callable[[Any], Any]) -> Any:
         try:
-            return serialize(value, **options)
-        except Exception as error:  # noqa: BLE001 - an author's serializer may raise anything
+            return look(value)
+        except Exception as error:  # noqa: BLE001 - an author's serializer, mapping or property may raise anything
             reason = type(error).__name__
         # Not chained: what pydantic raises here shows the value.
         kind = type(value).__name__
@@ -269,6 +274,14 @@ class Writer:
         where = "".join(["$", *self._path])
         msg = f"{self.limits.what} at {where} {problem}; {remedy}"
         raise self.limits.error(msg)
+
+
+def _dumped(model: Any) -> Any:
+    return model.__pydantic_serializer__.to_python(model, mode="json", by_alias=True, round_trip=True, warnings="error")
+
+
+def _fields(instance: Any) -> dict[str, Any]:
+    return {item.name: getattr(instance, item.name) for item in fields(instance)}
 
 
 def _step(key: str | int) -> str:

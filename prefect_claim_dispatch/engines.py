@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, SUPPORTED
 from prefect_claim_dispatch.errors import (
@@ -35,6 +36,8 @@ POSTGRESQL_CONNECT_ARGS: dict[str, Any] = {
 
 # Serialization failure, deadlock, lock timeout.
 CONTENDED = ("40001", "40P01", "55P03")
+READ_ONLY = "25006"
+SQLITE_READONLY = 8
 
 
 def parsed_url(url: str) -> URL:
@@ -47,6 +50,7 @@ def parsed_url(url: str) -> URL:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
+        _refuse_nul(url)
     except (ArgumentError, ValueError) as error:
         msg = "the database URL can't be read; write postgresql://user:password@host/database or sqlite:///file.db"
         raise ConfigurationError(msg) from error
@@ -62,15 +66,50 @@ def parsed_url(url: str) -> URL:
     return parsed
 
 
+def _refuse_nul(url: str) -> None:
+    if "\x00" in url:
+        msg = "NUL in URL"
+        raise ValueError(msg)
+
+
 def create(url: str, **options: Any) -> Engine:
     """An engine as the loop needs it: short transactions, time limits, and on SQLite one writer at a time.
 
     SQLite: WAL, a busy timeout of 30 s, and ``BEGIN IMMEDIATE``, so that a claim never has to upgrade a read lock.
     PostgreSQL: READ COMMITTED, and a dead network noticed within 30 s.
+
+    Raises:
+        ConfigurationError: as `parsed_url`; or the driver is not there, or for asyncio, or refuses an option.
     """
     parsed = parsed_url(url)
-    if parsed.get_backend_name() == SQLITE:
-        return _create_sqlite(parsed, options)
+    with _driver_errors(parsed.drivername):
+        if parsed.get_dialect().is_async:
+            msg = f"driver {parsed.drivername!r} is for asyncio; use `await async_session.run_sync(publish, ...)`"
+            raise ConfigurationError(msg)
+        engine = (
+            _create_sqlite(parsed, options)
+            if parsed.get_backend_name() == SQLITE
+            else _create_postgresql(parsed, options)
+        )
+        engine.dialect.create_connect_args(parsed)
+    return engine
+
+
+@contextmanager
+def _driver_errors(name: str) -> Generator[None]:
+    try:
+        yield
+    except (NoSuchModuleError, ImportError) as error:
+        msg = f"driver {name!r} is not installed; write postgresql+psycopg://... or sqlite:///..."
+        raise ConfigurationError(msg) from error
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        msg = f"an option of the database URL has a wrong value: {error}; correct what stands after the question mark"
+        raise ConfigurationError(msg) from error
+
+
+def _create_postgresql(parsed: URL, options: dict[str, Any]) -> Engine:
     arguments = {key: value for key, value in POSTGRESQL_CONNECT_ARGS.items() if key not in parsed.query}
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("pool_size", 4)
@@ -104,8 +143,11 @@ def translated() -> Generator[None]:
     """Turn the driver's errors into `DatabaseError`s that say what to do, and show neither password nor parameters."""
     try:
         yield
-    except (OperationalError, InterfaceError, ProgrammingError) as error:
+    except DBAPIError as error:
         raise _translate(error) from error
+    except PoolTimeoutError as error:
+        msg = "no connection of the pool came free in time; end transactions sooner, or make the pool larger"
+        raise DatabaseUnavailableError(msg) from error
 
 
 def _translate(error: DBAPIError) -> DatabaseError:
@@ -117,8 +159,11 @@ def _translate(error: DBAPIError) -> DatabaseError:
         return SchemaMissingError(
             f"the action table is older than this package ({reason}); run: claim-dispatch db upgrade"
         )
-    if state == "42501":
-        return DatabaseError(f"the database refuses: {reason}; grant SELECT, INSERT and UPDATE on the action table")
+    is_read_only = state == READ_ONLY or getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == SQLITE_READONLY
+    if state == "42501" or is_read_only:
+        grant = "grant SELECT, INSERT and UPDATE on the action table"
+        remedy = "connect where the table may be written" if is_read_only else grant
+        return DatabaseError(f"the database refuses: {reason}; {remedy}")
     if state in CONTENDED or "database is locked" in reason:
         return DatabaseContendedError(f"other transactions were in the way ({reason}), nothing was written; try again")
     if isinstance(error, OperationalError | InterfaceError):

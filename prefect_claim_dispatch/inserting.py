@@ -76,14 +76,33 @@ def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:
     firsts: dict[Any, int] = {}
     for position, row in rows.items():
         firsts.setdefault(position if row.key is None else row.key, position)
+    order = _in_order_of_insertion({position: rows[position] for position in firsts.values()})
     statement = statements.insert_many(table, dialect)
-    new = connection.execute(statement, _draft_rows(connection, [rows[first] for first in firsts.values()])).all()
+    new = connection.execute(statement, _draft_rows(connection, [rows[position] for position in order])).all()
     # Rows without a key are never refused, and ids rise in the order of insertion: so sorted ids are theirs, in order.
-    unkeyed = [position for position in firsts.values() if rows[position].key is None]
+    unkeyed = [position for position in order if rows[position].key is None]
     ids = sorted(row.id for row in new if row.idempotency_key is None)
     created = dict(zip(unkeyed, ids, strict=True))
     created |= {firsts[row.type, row.idempotency_key]: row.id for row in new if row.idempotency_key is not None}
     return {position: Receipt(id=id_, outcome="created") for position, id_ in created.items()}
+
+
+def _in_order_of_insertion(rows: dict[int, Row]) -> list[int]:
+    """The positions of *rows*: as they come when none has a key; else keys in one order that all publishers share.
+
+    Two batches that hold the same keys in opposite orders would each wait for the other. Rows that share an ordering
+    key run in the order of their ids, and keep it.
+    """
+    if all(row.key is None for row in rows.values()):
+        return list(rows)
+    return sorted(rows, key=lambda position: _turn(position, rows[position]))
+
+
+def _turn(position: int, row: Row) -> tuple[int, str, str, int]:
+    ordering_key = row.values["ordering_key"]
+    if ordering_key is not None:
+        return 0, ordering_key, "", position
+    return (2, "", "", position) if row.key is None else (1, *row.key, position)
 
 
 def _resolve_conflicts(connection: Connection, rows: dict[int, Row]) -> Receipts:
@@ -112,7 +131,8 @@ def _replace(connection: Connection, table: Table, rows: Sequence[Row]) -> dict[
         return {}
     last = {row.key: row for row in rows}
     statement = statements.replace_pending(table, connection.dialect.name)
-    return _by_key(connection.execute(statement, _draft_rows(connection, list(last.values()))))
+    in_order = [last[key] for key in sorted(key for key in last if key is not None)]
+    return _by_key(connection.execute(statement, _draft_rows(connection, in_order)))
 
 
 def _existing(connection: Connection, table: Table, keys: set[Key]) -> dict[Key | None, int]:

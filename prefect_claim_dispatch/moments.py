@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prefect_claim_dispatch.errors import InvalidInstantError
 
@@ -93,6 +93,10 @@ def duration(delay: timedelta | None, **parts: float) -> timedelta:
     Raises:
         InvalidInstantError: both or neither are given, or a part is no finite number.
     """
+    for name, amount in parts.items():
+        if isinstance(amount, bool) or not isinstance(cast("object", amount), int | float):
+            msg = f"after({name}) makes no duration: it must be a number, got {type(amount).__name__}; pass 5 or 0.5"
+            raise InvalidInstantError(msg)
     given = {name: amount for name, amount in parts.items() if amount != 0}
     if delay is not None and given:
         msg = f"after() takes a timedelta or parts, got both; drop {', '.join(given)}"
@@ -101,7 +105,7 @@ def duration(delay: timedelta | None, **parts: float) -> timedelta:
         return checked_delay(delay)
     try:
         return checked_delay(timedelta(**given))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         if isinstance(error, InvalidInstantError):
             raise
         msg = f"after({', '.join(given)}) makes no duration: {error}; pass finite numbers"
@@ -116,8 +120,17 @@ def _parsed(text: str) -> datetime:
         raise InvalidInstantError(msg) from None
 
 
+def _offset(instant: datetime) -> timedelta | None:
+    try:
+        return instant.utcoffset()
+    except Exception as error:
+        kind = type(instant.tzinfo).__name__
+        msg = f"end_at has a {kind} that tells no offset ({type(error).__name__}); use ZoneInfo or UTC"
+        raise InvalidInstantError(msg) from error
+
+
 def _checked_instant(instant: datetime) -> datetime:
-    if instant.utcoffset() is None:
+    if _offset(instant) is None:
         msg = (
             f"end_at {instant.isoformat()} is naive; give it a time zone, "
             "as in datetime.now(UTC) or datetime(..., tzinfo=ZoneInfo('Europe/Berlin'))"

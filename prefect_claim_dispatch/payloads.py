@@ -20,6 +20,7 @@ reserved keys. A refusal says where, by a JSON path. It never shows a value: mor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -99,11 +100,12 @@ def _encode_object(value: object, limits: Limits) -> str:
             f"{limits.what} must be a JSON object, got {kind}; pass a mapping, a pydantic model or a dataclass instance"
         )
         raise limits.error(msg)
+    text = encode(cast("Mapping[Any, Any]", members), limits)
     for key, remedy in _RESERVED_REMEDY.items():
-        if key in cast("Mapping[Any, Any]", members):
+        # Asked of the text: a key may be an Enum whose value it is.
+        if f'"{key}":' in text and key in json.loads(text):
             msg = f"{limits.what} has the reserved key {key!r}; {remedy} instead"
             raise limits.error(msg)
-    text = encode(cast("Mapping[Any, Any]", members), limits)
     if _MASK in text and _holds_secret(value):
         msg = (
             f"{limits.what} holds a pydantic secret, which would be stored as asterisks; pass a reference to it instead"

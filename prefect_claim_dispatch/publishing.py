@@ -11,15 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine, Table
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.databases import Bind
-from prefect_claim_dispatch.dialects import SQLITE
+from prefect_claim_dispatch.dialects import SQLITE, is_autocommit
 from prefect_claim_dispatch.drafts import Draft, Gate, Intent, OnConflict, Receipt, configured, intent_of
-from prefect_claim_dispatch.errors import InvalidActionError, InvalidKeyError, InvalidTypeError
+from prefect_claim_dispatch.errors import ConfigurationError, InvalidActionError, InvalidKeyError, InvalidTypeError
 from prefect_claim_dispatch.inserting import Row, insert
 from prefect_claim_dispatch.moments import Eligible
 from prefect_claim_dispatch.payloads import Payload
@@ -82,11 +82,14 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
     """Insert the actions of *drafts* in one transaction, or none of them; receipts in the order given.
 
     *drafts* is consumed lazily, about a thousand at a time. A draft whose key comes twice is inserted once, and then
-    treated as its `on_conflict` says. In a transaction of the caller's, all is done under a savepoint: when it raises,
+    treated as its `on_conflict` says. Drafts with keys are inserted in the order of their keys, not of the list, unless
+    they share an ordering key: so batches of a thousand that hold the same keys wait for each other and never deadlock;
+    sort larger ones by key. In a transaction of the caller's, all is done under a savepoint: when it raises,
     nothing of it stays, and the transaction is still usable.
 
     Raises:
         InvalidActionError: a draft may not reach the table.
+        ConfigurationError: the bind is in AUTOCOMMIT, where a part of the batch could stay.
         DuplicateActionError: as `publish`.
         DatabaseError: as `publish`.
     """
@@ -94,7 +97,7 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
     settings = configured()
     with ExitStack() as stack:
         connection: Connection | None = None
-        for chunk in _chunks(row_or_none(draft_intent(draft), settings) for draft in drafts):
+        for chunk in _chunks(row_or_none(draft_intent(draft), settings) for draft in _iterated(drafts)):
             table = next((row.table for row in chunk if row is not None), None)
             if connection is None and table is not None:
                 connection = _joined_atomically(stack, bind, table)
@@ -111,11 +114,16 @@ class Publisher:
 
     def draft(self, type: str | None = None, /) -> Draft:  # noqa: A002 - the column's name
         """A draft that `commit` publishes here."""
-        draft = Draft(intent=Intent(table=self.table), committer=self._commit)
+        draft = Draft(committer=self._commit)
+        draft = draft if self.table is None else draft.table(self.table)
         return draft if type is None else draft.type(type)
 
     def publish(self, build: Callable[[Draft], Draft], /) -> Receipt:
         """Publish what *build* makes of an empty draft: ``lambda draft: draft.type(...).payload(...)``."""
+        if not callable(build):
+            kind = build.__class__.__name__
+            msg = f"publish takes a callable of a draft, got {kind}; write publish(lambda draft: ...)"
+            raise InvalidActionError(msg)
         return self._commit(draft_intent(build(self.draft())))
 
     def quick(
@@ -143,7 +151,7 @@ class Publisher:
             ordering_key=None,
             rules=rules,
             meta=meta,
-            table=table or self.table,
+            table=self.table if table is None else table,
         )
         draft = Draft(intent=intent, committer=self._commit)
         draft = draft if when is None else draft.when(when)
@@ -159,6 +167,13 @@ def _publish(bind: Bind, intent: Intent) -> Receipt:
         return _SKIPPED
     with databases.statements(bind) as connection:
         return insert(connection, [row])[0]
+
+
+def _iterated(drafts: Any) -> Iterator[Any]:
+    if not isinstance(drafts, Iterable):
+        msg = f"drafts must be an iterable of drafts, got {type(drafts).__name__}; pass a list"
+        raise InvalidActionError(msg)
+    return iter(cast("Iterable[Any]", drafts))
 
 
 def draft_intent(draft: Any) -> Intent:
@@ -216,6 +231,9 @@ def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:
 
 def _joined_atomically(stack: ExitStack, bind: Bind, table: Table) -> Connection:
     connection = stack.enter_context(databases.transaction(bind))
+    if is_autocommit(connection):
+        msg = "publish_many is all or nothing, and the bind is in AUTOCOMMIT; pass one with another isolation level"
+        raise ConfigurationError(msg)
     if not (bind is None or isinstance(bind, Engine | str)):
         if connection.dialect.name == SQLITE:
             # Python's sqlite3 begins no transaction for a SAVEPOINT, and releasing an outermost one commits.

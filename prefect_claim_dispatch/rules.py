@@ -71,7 +71,8 @@ def checked_rules(rules: Any) -> CompiledRules:
     compiled = compile_rules(rules)
     for path in compiled.rule.facts()["reads"]:
         if path and path[0] not in CONTEXT:
-            msg = f"rules read {path[0]!r}, which is none of {', '.join(CONTEXT)}; write 'payload.{'.'.join(path)}'"
+            whole = ascii(f"payload.{'.'.join(path)}")
+            msg = f"rules read {path[0]!a}, which is none of {', '.join(CONTEXT)}; write {whole}"
             raise InvalidRulesError(msg[:500])
     return compiled
 
@@ -105,5 +106,10 @@ def _compiled(text: str) -> CompiledRules:
         reason = f"{first['message']} at {first['pointer'] or '/'}"
     except DataLogicError as error:
         reason = str(error)
-    msg = f"rules are not JSONLogic that compiles: {reason[:300]}; see https://jsonlogic.com"
+    msg = f"rules are not JSONLogic that compiles: {_printable(reason[:300])}; see https://jsonlogic.com"
     raise InvalidRulesError(msg)
+
+
+def _printable(text: str) -> str:
+    """*text* with what is not printable escaped: it goes into logs and onto terminals."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
