@@ -26,6 +26,8 @@ FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not
 
 # A busy machine is no failure of the code under test.
 settings.register_profile("unhurried", deadline=None)
+# For `pytest --hypothesis-profile nightly`.
+settings.register_profile("nightly", deadline=None, max_examples=10_000)
 settings.load_profile("unhurried")
 
 end_run = pytest.StashKey[Callable[[], None]]()
