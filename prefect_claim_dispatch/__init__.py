@@ -16,7 +16,7 @@ from prefect_claim_dispatch.outcomes import Cancel, Snooze
 from prefect_claim_dispatch.publishing import Publisher, publish, publish_many
 
 if TYPE_CHECKING:
-    from prefect_claim_dispatch import errors, operations, schema, settings
+    from prefect_claim_dispatch import errors, operations, schema, settings, testing
     from prefect_claim_dispatch.awaiting import apublish, apublish_many
     from prefect_claim_dispatch.flow import claim_dispatch
     from prefect_claim_dispatch.processors import processor
@@ -33,7 +33,7 @@ _LAZY = {
     "claim_dispatch": "flow",
     "DispatchReport": "reports",
 }
-_MODULES = frozenset({"errors", "operations", "schema", "settings"})
+_MODULES = frozenset({"errors", "operations", "schema", "settings", "testing"})
 
 __all__ = [
     "Action",
@@ -55,6 +55,7 @@ __all__ = [
     "publish_sql",
     "schema",
     "settings",
+    "testing",
 ]
 
 

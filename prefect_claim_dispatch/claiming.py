@@ -1,4 +1,7 @@
-"""Claims: survey, claim, begin, renew. Each is one short transaction, committed before it returns."""
+"""Claims: survey, claim, begin, renew. Each is one short transaction, committed before it returns.
+
+A `Connection` in place of the engine is joined and not committed, which nobody but :mod:`.testing` should want.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import Engine, Row, Table
+from sqlalchemy import Connection, Engine, Row, Table
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import databases
@@ -141,7 +144,7 @@ class RawAction:
         return f"{self.type} #{self.id} (attempt {self.fail_count + 1})"
 
 
-def survey(engine: Engine, table: Table) -> Survey:
+def survey(engine: Engine | Connection, table: Table) -> Survey:
     """What there is to do, in one statement whose cost is the number of distinct (type, priority), not of rows."""
     with databases.transaction(engine) as connection:
         rows = connection.execute(survey_statement(table)).all()
@@ -150,7 +153,7 @@ def survey(engine: Engine, table: Table) -> Survey:
     return Survey(now=oldest.now, lanes=lanes, oldest_lease_at=oldest.end_at)
 
 
-def count_due(engine: Engine, table: Table, lanes: Iterable[Lane]) -> int:
+def count_due(engine: Engine | Connection, table: Table, lanes: Iterable[Lane]) -> int:
     """How many actions of *lanes* are due now; a count of the index, so ask it seldom."""
     with databases.transaction(engine) as connection:
         return sum(
@@ -160,7 +163,7 @@ def count_due(engine: Engine, table: Table, lanes: Iterable[Lane]) -> int:
 
 
 def claim(
-    engine: Engine,
+    engine: Engine | Connection,
     table: Table,
     lanes: Sequence[Lane],
     *,

@@ -78,17 +78,29 @@ def transaction(bind: Bind) -> Generator[Connection]:
         ConfigurationError: *bind* is something else.
         DatabaseError: our own transaction failed.
     """
+    match executor(bind):
+        case Connection() as connection:
+            yield connection
+        case Engine() as engine:
+            with translated(), engine.begin() as connection:
+                yield connection
+
+
+def executor(bind: Bind) -> Engine | Connection:
+    """What runs statements for *bind*: the caller's connection, or an engine that is to begin transactions of its own.
+
+    Raises:
+        ConfigurationError: *bind* is something else.
+        DatabaseError: the embedded default could not be made.
+    """
     match bind:
-        case Connection():
-            yield bind
+        case Engine() | Connection():
+            return bind
         case Session() | scoped_session():
-            yield bind.connection()
-        case Engine():
-            with translated(), bind.begin() as connection:
-                yield connection
+            return bind.connection()
         case str() | None:
-            with translated(), engine_for(bind).begin() as connection:
-                yield connection
+            with translated():
+                return engine_for(bind)
         case _:
             kind = type(bind).__name__
             advice = "; use `await async_session.run_sync(publish, ...)`" if "Async" in kind else ""

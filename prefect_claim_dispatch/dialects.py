@@ -47,6 +47,10 @@ SUPPORTED: Final = (POSTGRESQL, SQLITE)
 
 SQLITE_INSTANT_FORMAT: Final = "%Y-%m-%d %H:%M:%f"
 
+# How every statement asks for the time, and nothing else is written so: `with_clock_at` finds it by that.
+_CLOCK: Final = {SQLITE: "'now'", POSTGRESQL: "now()"}
+_SQLITE_NOW: Final = f"strftime('{SQLITE_INSTANT_FORMAT}', {_CLOCK[SQLITE]})"
+
 
 class Instant(TypeDecorator[datetime]):
     """An aware datetime: ``timestamptz`` on PostgreSQL, UTC text that sorts right on SQLite."""
@@ -102,18 +106,19 @@ class now_plus(FunctionElement[datetime]):  # noqa: N801
 
 @compiles(now, SQLITE)
 def _now_sqlite(_element: now, compiler: SQLCompiler, **_: Any) -> str:
-    return _literal(compiler, f"strftime('{SQLITE_INSTANT_FORMAT}', 'now')")
+    return _literal(compiler, _SQLITE_NOW)
 
 
 @compiles(now)
 def _now(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
-    return "now()"
+    return _CLOCK[POSTGRESQL]
 
 
 @compiles(now_plus, SQLITE)
 def _now_plus_sqlite(element: now_plus, compiler: SQLCompiler, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
-    return _literal(compiler, f"strftime('{SQLITE_INSTANT_FORMAT}', 'now', printf('%+.3f seconds', ") + f"{seconds}))"
+    text = f"strftime('{SQLITE_INSTANT_FORMAT}', {_CLOCK[SQLITE]}, printf('%+.3f seconds', "
+    return _literal(compiler, text) + f"{seconds}))"
 
 
 def _literal(compiler: Any, text: str) -> str:
@@ -123,7 +128,17 @@ def _literal(compiler: Any, text: str) -> str:
 
 @compiles(now_plus)
 def _now_plus(element: now_plus, compiler: SQLCompiler, **options: Any) -> str:
-    return f"(now() + make_interval(secs => {compiler.process(element.clauses, **options)}))"
+    return f"({_CLOCK[POSTGRESQL]} + make_interval(secs => {compiler.process(element.clauses, **options)}))"
+
+
+def with_clock_at(instant: datetime, statement: str, dialect: str) -> str:
+    """The text of one of our statements with *instant* in place of the database's clock."""
+    text = instant.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+    if dialect == SQLITE:
+        # Not through strftime where nothing is added: its milliseconds would sort before the same instant, published
+        # with microseconds.
+        return statement.replace(_SQLITE_NOW, f"'{text}'").replace(_CLOCK[SQLITE], f"'{text}'")
+    return statement.replace(_CLOCK[POSTGRESQL], f"timestamptz '{text}+00'")
 
 
 def raw_json(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:

@@ -14,6 +14,8 @@
     ├── ConfigurationError          settings or arguments that make no sense (also ValueError)
     │   └── MissingExtraError       an optional dependency is not installed
     ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
+    ├── UnexpectedActionsError      assert_published found something else (also AssertionError)
+    ├── EndlessDrainError           drain claimed and claimed, and actions were still due
     └── DatabaseError               the database cannot serve us
         ├── DatabaseUnavailableError
         │   └── DatabaseContendedError  other transactions were in the way
@@ -118,6 +120,23 @@ class MissingExtraError(ConfigurationError):
 
 class PrefectUnavailableError(ClaimDispatchError):
     """The Prefect API can't be reached or refuses us; nothing was claimed."""
+
+
+class UnexpectedActionsError(ClaimDispatchError, AssertionError):
+    """The actions in the table are not those that a test expects; the message shows what is there instead."""
+
+
+class EndlessDrainError(ClaimDispatchError):
+    """Actions were still due after as many claims as a drain makes; what was settled until then stays settled."""
+
+    def __init__(self, claims: int, type_: str, of_type: int) -> None:
+        super().__init__(
+            f"actions are still due after {claims:,} claims, {of_type:,} of them of {type_!r}; does its processor "
+            "snooze for no time, or publish its own successor? Otherwise give drain a higher limit"
+        )
+        self.claims = claims
+        self.type = type_
+        self.of_type = of_type
 
 
 class DatabaseError(ClaimDispatchError):

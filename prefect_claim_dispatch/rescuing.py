@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Connection, Engine, Table
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import Lease
@@ -22,7 +22,7 @@ UNLIMITED_ATTEMPTS = 2**31
 
 
 def rescue(
-    engine: Engine,
+    engine: Engine | Connection,
     table: Table,
     policy_of: Callable[[str], RetryPolicy | None],
     *,

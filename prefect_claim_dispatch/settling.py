@@ -18,7 +18,10 @@ from prefect_claim_dispatch.statements.settle import settle as settle_statement
 
 
 def settle(
-    engine: Engine, table: Table, settlements: Sequence[Settlement], run_ids: Mapping[int, str] | None = None
+    engine: Engine | Connection,
+    table: Table,
+    settlements: Sequence[Settlement],
+    run_ids: Mapping[int, str] | None = None,
 ) -> set[int]:
     """Write *settlements* in one transaction, in order of id; returns the ids that were settled.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 from prefect_claim_dispatch import rules
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.clocks import wall_clock
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Unprocessable, redacted
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.processors import Processor
@@ -71,7 +71,7 @@ def _context(action: Action, facts: dict[str, Any]) -> dict[str, Any]:
             "end_at": action.end_at.isoformat(),
             "created_at": action.created_at.isoformat(),
         },
-        "now": datetime.now(UTC).isoformat(),
+        "now": wall_clock().isoformat(),
         "facts": facts,
     }
 

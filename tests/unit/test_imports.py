@@ -32,3 +32,43 @@ def test_publishing_brings_no_prefect(sqlite_url: str) -> None:
 
     assert "sqlalchemy" in imported
     assert imported.isdisjoint(FOREIGN)
+
+
+def test_looking_at_what_was_published_brings_no_prefect(sqlite_url: str) -> None:
+    """The tests of a web application run where only the core is installed."""
+    imported = imported_by(
+        "from datetime import UTC, datetime\n"
+        "from prefect_claim_dispatch import publish, testing\n"
+        f"publish({sqlite_url!r}, 'email.welcome', {{'a': 1}})\n"
+        "with testing.at(datetime.now(UTC)):\n"
+        f"    testing.assert_published({sqlite_url!r}, 'email.welcome', count=1)\n"
+        f"    assert len(testing.published({sqlite_url!r})) == 1\n"
+    )
+
+    assert "sqlalchemy" in imported
+    assert imported.isdisjoint(FOREIGN)
+
+
+def test_drain_without_prefect_says_what_to_install(sqlite_url: str) -> None:
+    """A missing extra is told as one, and any other missing module as what it is."""
+    code = (
+        "import sys\n"
+        "from prefect_claim_dispatch import errors, testing\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "try:\n"
+        f"    testing.drain({sqlite_url!r})\n"
+        "except ImportError as error:\n"
+        "    print(error.name)\n"
+        "except errors.MissingExtraError as error:\n"
+        "    print(error)\n"
+    )
+
+    told = [
+        subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=True).stdout.strip()
+        for module in ("prefect", "prefect_claim_dispatch.dispatching.guard")
+    ]
+
+    assert told == [
+        "testing.drain needs the extra 'prefect': pip install 'prefect-claim-dispatch[prefect]'",
+        "prefect_claim_dispatch.dispatching.guard",
+    ]

@@ -1,0 +1,197 @@
+"""The claim flow without Prefect's engine: the same claims, guard, work and verdicts, one action after another."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from prefect.logging import disable_run_logger
+from sqlalchemy import Connection, Engine
+
+from prefect_claim_dispatch import claiming, databases, rescuing, settling
+from prefect_claim_dispatch import settings as settings_module
+from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
+from prefect_claim_dispatch.databases import Bind
+from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.work import Work
+from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
+from prefect_claim_dispatch.outcomes import Outcome, Released
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.processors import Processor, Registry, load_modules, registry
+from prefect_claim_dispatch.reports import DispatchReport, Tally
+
+logger = logging.getLogger(__name__)
+
+MAX_CLAIMS: Final = 1_000
+RESCUED_AT_ONCE: Final = 1_000
+CLAIMED_BY: Final = "drain"
+
+
+def registry_of(processors: str | Iterable[str] | Registry | None) -> Registry:
+    """The processors that a drain was told to use, every one of them found callable.
+
+    Raises:
+        RegistrationError: a module that can't be imported, or a processor that can't be called.
+        ConfigurationError: *processors* is something else.
+    """
+    match processors:
+        case Registry():
+            processors.check()
+            return processors
+        case None:
+            load_modules(settings_module.load().processors)
+        case str():
+            load_modules((processors,))
+        case _:
+            load_modules(_names(processors))
+    return registry
+
+
+def _names(processors: Any) -> tuple[str, ...]:
+    names: list[Any] = list(processors) if isinstance(processors, Iterable) else [processors]  # pyright: ignore[reportUnknownArgumentType]
+    strange = next((name for name in names if not isinstance(name, str)), None)
+    if strange is not None:
+        msg = (
+            f"processors must be names of modules, a Registry or None, got {type(strange).__name__}; "
+            "register functions in a Registry: @processor('email.welcome', registry=mine)"
+        )
+        raise ConfigurationError(msg)
+    return tuple(cast("list[str]", names))
+
+
+class Drain:
+    """Does what is due of the actions that `bind` sees, in this thread."""
+
+    def __init__(self, bind: Bind, table: str | None, registry: Registry, *, limit: int | None, reraise: bool) -> None:
+        settings = settings_module.load()
+        self._bind = bind
+        self._table = databases.table_named(table, settings)
+        self._registry = registry
+        self._default_policy = settings.retry_policy
+        self._lease = timedelta(seconds=settings.lease_seconds)
+        self._limit = limit
+        self._reraise = reraise
+        self._claims: Counter[str] = Counter()
+        self._tally = Tally()
+
+    def run(self) -> DispatchReport:
+        """Claim and work until nothing is due or the limit is reached; what came of it."""
+        with disable_run_logger():  # so that get_run_logger(), without a run, does not raise
+            while True:
+                survey = claiming.survey(self._executor(), self._table)
+                if survey.has_expired_leases and self._rescue():
+                    continue
+                claimed = self._claim(self._routable(survey.due()))
+                if not claimed:
+                    break
+                self._attempt(claimed[0])
+        self._count_unroutable(survey)
+        return self._tally.report()
+
+    def _executor(self) -> Engine | Connection:
+        # Anew each time: a processor may have committed or rolled back the session that the test and it share.
+        return databases.executor(self._bind)
+
+    def _rescue(self) -> int:
+        rescued = rescuing.rescue(self._executor(), self._table, self._policy_of, limit=RESCUED_AT_ONCE)
+        self._tally.add("rescued", len(rescued))
+        return len(rescued)
+
+    def _claim(self, lanes: Sequence[Lane]) -> list[RawAction]:
+        """The next action, alone, so that each finds what the one before it did; none at the limit."""
+        claims = self._claims.total()
+        if claims == self._limit:
+            return []
+        if lanes and self._limit is None and claims >= MAX_CLAIMS:
+            raise EndlessDrainError(claims, *self._claims.most_common(1)[0])
+        self._check_event_loop(lanes)
+        claimed = claiming.claim(
+            self._executor(), self._table, lanes, limit=1, lease=self._lease, claimed_by=CLAIMED_BY
+        )
+        self._claims.update(raw.type for raw in claimed)
+        self._tally.add("claimed", len(claimed))
+        return claimed
+
+    def _attempt(self, raw: RawAction) -> None:
+        processor = self._registry.match(raw.type)
+        assert processor is not None  # noqa: S101 - only routable lanes are claimed
+        policy = processor.policy(self._default_policy)
+        verdict = guarded(raw, processor, policy)
+        if not isinstance(verdict, tuple):
+            self._settle(raw, verdict, policy)
+            return
+        action, arguments = verdict
+        work = Work(action, processor, arguments, on_begin=_ignore, on_outcome=_ignore)
+        self._tally.add("dispatched")
+        try:
+            _call(work)
+        except Exception as error:
+            logger.warning("%s failed", action.reference, exc_info=error)
+            # Ctrl-C comes in the middle of a processor, which is where time is spent: it is meant for the test.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            if self._reraise:
+                raise
+        finally:
+            work.conclude("Failed")
+            self._settle(raw, work.outcome or Released(), policy)
+
+    def _settle(self, raw: RawAction, outcome: Outcome, policy: RetryPolicy) -> None:
+        settlement = settlement_for(outcome, raw, policy)
+        settled = settling.settle(self._executor(), self._table, [settlement])
+        if raw.id in settled or raw.lease.settled:
+            self._tally.settled([(raw.type, settlement)])
+        else:
+            raw.lease.lost = True
+            self._tally.add("lost_leases")
+            logger.error("%s: lost the lease of claim %s; its verdict was not written", raw.reference, raw.claim_count)
+
+    def _check_event_loop(self, lanes: Iterable[Lane]) -> None:
+        """Refuse what can't be run here, before it is claimed."""
+        waiting = next((lane.type for lane in lanes if _is_async(self._registry.match(lane.type))), None)
+        if waiting is not None and _has_event_loop():
+            msg = (
+                f"the processor of {waiting!r} is async, and an event loop runs in this thread already; "
+                "use await asyncio.to_thread(testing.drain, engine), or a test function that is not async"
+            )
+            raise ConfigurationError(msg)
+
+    def _policy_of(self, type_: str) -> RetryPolicy | None:
+        processor = self._registry.match(type_)
+        return processor.policy(self._default_policy) if processor else None
+
+    def _routable(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        return tuple(lane for lane in lanes if self._registry.match(lane.type) is not None)
+
+    def _count_unroutable(self, survey: Survey) -> None:
+        strays = [lane for lane in survey.due() if self._registry.match(lane.type) is None]
+        if strays:
+            self._tally.add("unroutable", claiming.count_due(self._executor(), self._table, strays))
+
+
+def _is_async(processor: Processor | None) -> bool:
+    return processor is not None and inspect.iscoroutinefunction(processor.function)
+
+
+def _has_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _call(work: Work) -> None:
+    if _is_async(work.processor):
+        asyncio.run(work.run_async(""))
+    else:
+        work.run("")
+
+
+def _ignore(_work: Work, _told: Any) -> None:
+    """Nobody waits for it: the verdict is written when the call is over."""
