@@ -13,7 +13,11 @@ def frozen() -> Generator[None]:
 
     A process that has imported Prefect holds 300,000 objects. To look through them all stops every thread for 0.2 s,
     and the more rows a second are claimed, the oftener that happens. Garbage that is there now waits till the end.
+    What somebody else has frozen, an application or another flow of this process, is left as it is.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

@@ -1,0 +1,45 @@
+"""What lives already is left out of garbage collections, and comes back whatever happens."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from prefect_claim_dispatch import heap
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """Nothing is frozen before a test or after it."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_what_lives_is_frozen_until_the_block_ends() -> None:
+    """Thousands of objects, which no collection looks through meanwhile."""
+    with heap.frozen():
+        assert gc.get_freeze_count() > 1_000
+
+    assert gc.get_freeze_count() == 0
+
+
+def test_it_thaws_when_the_flow_fails() -> None:
+    """A process that goes on must not keep its garbage for ever."""
+    with pytest.raises(RuntimeError), heap.frozen():
+        raise RuntimeError
+
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_an_application_froze_stays_frozen() -> None:
+    """A server that froze its heap before it forked shares those pages; a flow inside a flow ends first."""
+    gc.freeze()
+    before = gc.get_freeze_count()
+
+    with heap.frozen():
+        pass
+
+    assert gc.get_freeze_count() >= before - 10
