@@ -174,7 +174,7 @@ class Keeper:
 
     def _settle_batch(self) -> None:
         with self._changed:
-            batch = dict(itertools.islice(self._verdicts.items(), BATCH))
+            batch = _one_of_each_action(dict(itertools.islice(self._verdicts.items(), BATCH)))
             run_ids = {id_: self._run_ids[id_, count] for id_, count in batch if (id_, count) in self._run_ids}
             # Whatever arrives from now on waits for company anew.
             self._oldest_at = elapsed_clock() if len(self._verdicts) > len(batch) or self._marks else None
@@ -246,3 +246,12 @@ class Keeper:
             expired = {key: verdict for key, verdict in self._verdicts.items() if now >= self._held[key].lease.expires}
             self._marks = {key for key in self._marks if self._held[key].lease.holds}
         self._conclude(expired, settled=())
+
+
+def _one_of_each_action(verdicts: dict[Key, Settlement]) -> dict[Key, Settlement]:
+    """*verdicts*, each action once: of an action that was lost and claimed again here, the later verdict waits.
+
+    The table answers with ids, which must not tell the one for the other.
+    """
+    firsts = {id_: (id_, claim_count) for id_, claim_count in reversed(verdicts)}
+    return verdicts if len(firsts) == len(verdicts) else {key: verdicts[key] for key in reversed(firsts.values())}

@@ -24,6 +24,7 @@ from tests.kit.lives import said
 from tests.kit.processes import Child, Processes
 from tests.kit.tables import (
     LEASE,
+    POLICY,
     TABLE,
     add,
     add_many,
@@ -164,6 +165,24 @@ def test_idle_keeper_sends_nothing(engine: Engine, tally: Tally) -> None:
 
 
 # Begin
+
+
+def test_verdicts_on_two_claims_of_one_action_are_told_apart(engine: Engine, keeper: Keeper, tally: Tally) -> None:
+    """A flow may lose an action and be the one that claims it again: its first verdict is lost, its second counts."""
+    (first,) = held(engine, keeper)
+    expire_leases(engine, first.id)
+    rescue(engine, TABLE, lambda _: POLICY, limit=1)
+    make_due(engine, first.id)
+    (second,) = claim_due(engine)
+    keeper.hold([second])
+
+    settle_all(keeper, [first, second], Processed())
+    assert keeper.flush(10)
+
+    assert (first.id, second.claim_count) == (second.id, first.claim_count + 1)
+    assert (tally.report().processed, tally.report().lost_leases) == (1, 1)
+    assert (first.lease.lost, second.lease.lost) == (True, False)
+    assert row(engine, first.id).status == "processed"
 
 
 def test_run_that_begins_after_its_verdict_is_of_no_account(engine: Engine, keeper: Keeper, tally: Tally) -> None:
