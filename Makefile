@@ -45,7 +45,7 @@ audit: $(READY)
 ## make constraints  resolve all dependencies anew, with hashes and without addresses (needs uv)
 constraints:
 	uv pip compile pyproject.toml --quiet --upgrade --extra dev --constraint constraints/held.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-header --no-emit-index-url --no-emit-find-links --output-file constraints/dev.txt
+	  --no-header --output-file constraints/dev.txt
 
 clean:
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build dist
