@@ -168,11 +168,7 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows / kit.peer_seconds(options.peer_python, "peer_pgqueuer.py", dsn, rows, batch)
             )
         rates = kit.rates(sides, options.rounds)
-        results.append(
-            {"batch": batch, "rows": rows}
-            | {side: kit.median(rates, side) for side in SIDES}
-            | {f"{a}/{b}": kit.ratio(rates, a, b) for a, b in RATIOS}
-        )
+        results.append({"batch": batch, "rows": rows} | kit.figures(rates, SIDES, RATIOS))
     bare.connection.close()
     engine.dispose()
     return results

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ def rates(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, li
         for side in sides if turn % 2 == 0 else reversed(sides):
             measured[side].append(sides[side]())
     return measured
+
+
+def figures(
+    measured: Mapping[str, list[float]], sides: Sequence[str], ratios: Sequence[tuple[str, str]]
+) -> dict[str, float | None]:
+    """Medians of *sides*, and of the *ratios* of two of them; None for what was not measured."""
+    medians = {side: median(measured, side) for side in sides}
+    return medians | {f"{side}/{other}": ratio(measured, side, other) for side, other in ratios}
 
 
 def median(measured: Mapping[str, list[float]], side: str) -> float | None:

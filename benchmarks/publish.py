@@ -142,11 +142,8 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     rows / kit.peer_seconds(options.peer_python, script, dsn, rows, size)
                 )
         rates = kit.rates(sides, options.rounds)
-        results.append(
-            {"": way, "rows": rows, "bare is": RIVALS[way]}
-            | {side: kit.median(rates, side) for side in ("ours", "bare", *PEERS)}
-            | {f"/ {side}": kit.ratio(rates, "ours", side) for side in ("bare", *PEERS)}
-        )
+        figures = kit.figures(rates, ("ours", "bare", *PEERS), [("ours", other) for other in ("bare", *PEERS)])
+        results.append({"": way, "rows": rows, "bare is": RIVALS[way]} | figures)
     driver.close()
     engine.dispose()
     return results
