@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "testing.md"
-EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.kit.documents import blocks
 
 
 def test_example_passes_as_it_is_written(empty_database_url: str, tmp_path: Path) -> None:
     """An example that fails costs its reader an afternoon, and us the reader."""
-    (example,) = EXAMPLE.findall(DOCUMENT.read_text(encoding="utf-8"))
-    (tmp_path / "test_example.py").write_text(example, encoding="utf-8")
+    ((name, example),) = blocks("docs/testing.md").items()
+    (tmp_path / name).write_text(example, encoding="utf-8")
     number = example.count("\ndef test_")
 
     done = subprocess.run(
