@@ -18,6 +18,7 @@ from sqlalchemy import Engine, Table
 from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
@@ -137,11 +138,10 @@ def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions)
         loop = ClaimLoop(
             engine,
             table,
-            registry,
+            Routing(registry, settings.retry_policy),
             dispatcher,
             keeper,
             tally,
-            default_policy=settings.retry_policy,
             options=options,
             before_first_claim=lambda: _check_version(engine, table),
         )

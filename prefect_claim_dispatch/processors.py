@@ -65,6 +65,11 @@ class Processor:
         """Whether an action becomes a subflow run instead of a task run."""
         return isinstance(self.source, Flow)
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function."""
+        return inspect.iscoroutinefunction(self.function)
+
     def policy(self, default: RetryPolicy) -> RetryPolicy:
         """This processor's durable retries, *default* where it says nothing."""
         return RetryPolicy(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,11 +17,12 @@ from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
 from prefect_claim_dispatch.outcomes import Outcome, Released
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
-from prefect_claim_dispatch.processors import Processor, Registry, load_modules, registry
+from prefect_claim_dispatch.processors import Registry, load_modules, registry
 from prefect_claim_dispatch.reports import DispatchReport, Tally
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ class Drain:
         settings = settings_module.load()
         self._bind = bind
         self._table = databases.table_named(table, settings)
-        self._registry = registry
-        self._default_policy = settings.retry_policy
+        self._routing = Routing(registry, settings.retry_policy)
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._limit = limit
         self._reraise = reraise
@@ -86,7 +85,7 @@ class Drain:
                 survey = claiming.survey(self._executor(), self._table)
                 if survey.has_expired_leases and self._rescue():
                     continue
-                claimed = self._claim(self._routable(survey.due()))
+                claimed = self._claim(self._routing.routable(survey.due()))
                 if not claimed:
                     break
                 self._attempt(claimed[0])
@@ -98,7 +97,7 @@ class Drain:
         return databases.executor(self._bind)
 
     def _rescue(self) -> int:
-        rescued = rescuing.rescue(self._executor(), self._table, self._policy_of, limit=RESCUED_AT_ONCE)
+        rescued = rescuing.rescue(self._executor(), self._table, self._routing.policy_of, limit=RESCUED_AT_ONCE)
         self._tally.add("rescued", len(rescued))
         return len(rescued)
 
@@ -118,9 +117,9 @@ class Drain:
         return claimed
 
     def _attempt(self, raw: RawAction) -> None:
-        processor = self._registry.match(raw.type)
+        processor = self._routing.match(raw.type)
         assert processor is not None  # noqa: S101 - only routable lanes are claimed
-        policy = processor.policy(self._default_policy)
+        policy = self._routing.policy(processor)
         verdict = guarded(raw, processor, policy)
         if not isinstance(verdict, tuple):
             self._settle(raw, verdict, policy)
@@ -153,7 +152,8 @@ class Drain:
 
     def _check_event_loop(self, lanes: Iterable[Lane]) -> None:
         """Refuse what can't be run here, before it is claimed."""
-        waiting = next((lane.type for lane in lanes if _is_async(self._registry.match(lane.type))), None)
+        processors = {lane.type: self._routing.match(lane.type) for lane in lanes}
+        waiting = next((type_ for type_, found in processors.items() if found is not None and found.is_async), None)
         if waiting is not None and _has_event_loop():
             msg = (
                 f"the processor of {waiting!r} is async, and an event loop runs in this thread already; "
@@ -161,21 +161,10 @@ class Drain:
             )
             raise ConfigurationError(msg)
 
-    def _policy_of(self, type_: str) -> RetryPolicy | None:
-        processor = self._registry.match(type_)
-        return processor.policy(self._default_policy) if processor else None
-
-    def _routable(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
-        return tuple(lane for lane in lanes if self._registry.match(lane.type) is not None)
-
     def _count_unroutable(self, survey: Survey) -> None:
-        strays = [lane for lane in survey.due() if self._registry.match(lane.type) is None]
+        strays = self._routing.strays(survey.due())
         if strays:
             self._tally.add("unroutable", claiming.count_due(self._executor(), self._table, strays))
-
-
-def _is_async(processor: Processor | None) -> bool:
-    return processor is not None and inspect.iscoroutinefunction(processor.function)
 
 
 def _has_event_loop() -> bool:
@@ -187,7 +176,7 @@ def _has_event_loop() -> bool:
 
 
 def _call(work: Work) -> None:
-    if _is_async(work.processor):
+    if work.processor.is_async:
         asyncio.run(work.run_async(""))
     else:
         work.run("")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,11 +16,11 @@ from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Outcome, Released
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
-from prefect_claim_dispatch.processors import Registry
+from prefect_claim_dispatch.policies import settlement_for
 from prefect_claim_dispatch.reports import Tally
 
 logger = logging.getLogger(__name__)
@@ -59,22 +59,20 @@ class ClaimLoop:
         self,
         engine: Engine,
         table: Table,
-        registry: Registry,
+        routing: Routing,
         dispatcher: Dispatcher,
         keeper: Keeper,
         tally: Tally,
         *,
-        default_policy: RetryPolicy,
         options: LoopOptions,
         before_first_claim: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
-        self._registry = registry
+        self._routing = routing
         self._dispatcher = dispatcher
         self._keeper = keeper
         self._tally = tally
-        self._default_policy = default_policy
         self._options = options
         self._before_first_claim = before_first_claim
         self._freed = threading.Condition()
@@ -87,7 +85,7 @@ class ClaimLoop:
         contended = 0
         while True:
             survey = claiming.survey(self._engine, self._table)
-            lanes = self._routable(survey.due(self._options.until))
+            lanes = self._routing.routable(survey.due(self._options.until))
             if lanes or survey.has_expired_leases:
                 self._check_once()
             if survey.has_expired_leases and self._rescue():
@@ -155,12 +153,12 @@ class ClaimLoop:
 
     def _dispatch(self, raw: RawAction) -> None:
         """Hand over the action at the head of the line, which leaves it only when somebody else answers for it."""
-        processor = self._registry.match(raw.type)
+        processor = self._routing.match(raw.type)
         if processor is None:
             # Undeployed since the survey: not ours to judge.
             self._drop(raw, Released())
             return
-        verdict = guarded(raw, processor, processor.policy(self._default_policy))
+        verdict = guarded(raw, processor, self._routing.policy(processor))
         if not isinstance(verdict, tuple):
             self._drop(raw, verdict)
             return
@@ -180,12 +178,10 @@ class ClaimLoop:
         self._keeper.begin(work.reference.key, run_id)
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
-        policy = work.processor.policy(self._default_policy)
-        self._keeper.settle(settlement_for(outcome, work.action, policy))
+        self._keeper.settle(settlement_for(outcome, work.action, self._routing.policy(work.processor)))
 
     def _settle_raw(self, raw: RawAction, outcome: Outcome) -> None:
-        processor = self._registry.match(raw.type)
-        policy = processor.policy(self._default_policy) if processor else self._default_policy
+        policy = self._routing.policy(self._routing.match(raw.type))
         self._keeper.settle(settlement_for(outcome, raw, policy))
 
     def _done(self, work: Work, ended: str) -> None:
@@ -205,19 +201,12 @@ class ClaimLoop:
             self._before_first_claim = None
 
     def _rescue(self) -> int:
-        rescued = rescuing.rescue(self._engine, self._table, self._policy_of, limit=self._options.limit)
+        rescued = rescuing.rescue(self._engine, self._table, self._routing.policy_of, limit=self._options.limit)
         self._tally.add("rescued", len(rescued))
         return len(rescued)
 
-    def _policy_of(self, type_: str) -> RetryPolicy | None:
-        processor = self._registry.match(type_)
-        return processor.policy(self._default_policy) if processor else None
-
-    def _routable(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
-        return tuple(lane for lane in lanes if self._registry.match(lane.type) is not None)
-
     def _count_unroutable(self, survey: Survey) -> None:
-        strays = [lane for lane in survey.due(self._options.until) if self._registry.match(lane.type) is None]
+        strays = self._routing.strays(survey.due(self._options.until))
         if not strays:
             return
         self._tally.add("unroutable", claiming.count_due(self._engine, self._table, strays))
@@ -250,7 +239,7 @@ class ClaimLoop:
         remaining = stay_until - elapsed_clock()
         if remaining <= 0:
             return False
-        eligible = [lane.end_at for lane in self._routable(survey.lanes) if lane.end_at > survey.now]
+        eligible = [lane.end_at for lane in self._routing.routable(survey.lanes) if lane.end_at > survey.now]
         next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
         self._pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
         return True

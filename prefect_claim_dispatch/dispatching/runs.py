@@ -98,7 +98,7 @@ def _flow(processor: Processor, find: Find) -> Flow[..., Any]:
 
 
 def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(processor.function):
+    if processor.is_async:
 
         async def run_async(action: ActionReference) -> Any:
             return await find(action).run_async(_task_run_id())
@@ -112,7 +112,7 @@ def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
 
 
 def _flow_body(processor: Processor, find: Find) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(processor.function):
+    if processor.is_async:
 
         async def run_async(action: ActionReference) -> Any:
             return await find(action).run_async(_flow_run_id())

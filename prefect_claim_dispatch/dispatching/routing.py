@@ -1,0 +1,38 @@
+"""Routing: which of the due actions have a processor here, and by which policy their attempts are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prefect_claim_dispatch.claiming import Lane
+from prefect_claim_dispatch.policies import RetryPolicy
+from prefect_claim_dispatch.processors import Processor, Registry
+
+
+class Routing:
+    """The processors of *registry*; what one of them does not say of its retries is in *default_policy*."""
+
+    def __init__(self, registry: Registry, default_policy: RetryPolicy) -> None:
+        self._registry = registry
+        self._default_policy = default_policy
+
+    def match(self, type_: str) -> Processor | None:
+        """The processor of actions of that type; None when nobody here does them."""
+        return self._registry.match(type_)
+
+    def policy(self, processor: Processor | None) -> RetryPolicy:
+        """How attempts of *processor* are judged; without one, as settings say."""
+        return self._default_policy if processor is None else processor.policy(self._default_policy)
+
+    def policy_of(self, type_: str) -> RetryPolicy | None:
+        """How attempts of that type are judged; None when nobody here may judge them."""
+        processor = self.match(type_)
+        return None if processor is None else self.policy(processor)
+
+    def routable(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        """Those of *lanes* that have a processor here, in their order."""
+        return tuple(lane for lane in lanes if self.match(lane.type) is not None)
+
+    def strays(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        """Those of *lanes* that wait until somebody registers one."""
+        return tuple(lane for lane in lanes if self.match(lane.type) is None)
