@@ -108,7 +108,7 @@ def executor(bind: Bind) -> Engine | Connection:
             raise ConfigurationError(msg)
 
 
-def statements(bind: Bind) -> AbstractContextManager[Connection]:
+def autocommitting(bind: Bind) -> AbstractContextManager[Connection]:
     """As `transaction`, for statements of which each may stand alone.
 
     On PostgreSQL, where the engine is ours, each commits as it is sent: without BEGIN and COMMIT, a round trip instead
@@ -116,11 +116,11 @@ def statements(bind: Bind) -> AbstractContextManager[Connection]:
     """
     if bind is None or isinstance(bind, str):
         engine = engine_for(bind)
-        return transaction(_autocommitting(engine) if engine.dialect.name == POSTGRESQL else engine)
+        return transaction(_in_autocommit(engine) if engine.dialect.name == POSTGRESQL else engine)
     return transaction(bind)
 
 
 @cache
-def _autocommitting(engine: Engine) -> Engine:
+def _in_autocommit(engine: Engine) -> Engine:
     """The same engine and pool, with connections that commit by themselves while they are borrowed here."""
     return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -7,34 +7,26 @@ payload, the rules and the metadata are encoded when they are set: changing the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, NamedTuple
 
 from prefect_claim_dispatch import settings
-from prefect_claim_dispatch.actions import MAX_KEY_LENGTH, MAX_TYPE_LENGTH
-from prefect_claim_dispatch.errors import (
-    ConfigurationError,
-    InvalidActionError,
-    InvalidKeyError,
-    InvalidPayloadError,
-    InvalidTypeError,
+from prefect_claim_dispatch.checks import (
+    OnConflict,
+    checked_key,
+    checked_policy,
+    checked_priority,
+    checked_table,
+    checked_type,
 )
+from prefect_claim_dispatch.errors import ConfigurationError, InvalidActionError, InvalidPayloadError
 from prefect_claim_dispatch.moments import AT_ONCE, Eligible, Moment, duration, moment, moment_of
 from prefect_claim_dispatch.payloads import Payload, assemble, encode_meta, encode_payload
 from prefect_claim_dispatch.rules import checked_rules
 
-OnConflict = Literal["keep", "replace", "raise"]
-POLICIES: Final = get_args(OnConflict)
 Gate = Callable[[dict[str, Any]], object]
-
-MAX_PRIORITY: Final = 32_767
-MIN_PRIORITY: Final = -32_768
-_READ_FROM: Final = (f"{settings.PREFIX}TABLE", f"{settings.PREFIX}SCHEMA")
-_MAX_PAYLOAD_BYTES: Final = f"{settings.PREFIX}MAX_PAYLOAD_BYTES"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +74,7 @@ class Intent(NamedTuple):
         """The payload with rules and meta in it, as the table will hold it."""
         if self.rules is None and self.meta is None:
             return self.payload
-        return assemble(self.payload, rules=self.rules, meta=self.meta, max_bytes=max_payload_bytes())
+        return assemble(self.payload, rules=self.rules, meta=self.meta, max_bytes=settings.max_payload_bytes())
 
 
 EMPTY_INTENT: Final = Intent()
@@ -105,7 +97,7 @@ class Draft:
 
     def payload(self, payload: Payload) -> Draft:
         """What the processor will get: a mapping, a pydantic model or a dataclass instance."""
-        return self._with(payload=encode_payload(payload, max_bytes=max_payload_bytes()))
+        return self._with(payload=encode_payload(payload, max_bytes=settings.max_payload_bytes()))
 
     def eligible_at(self, when: Eligible) -> Draft:
         """Not before *when*: an aware datetime, ISO text with an offset, a timedelta, or a callable asked at commit.
@@ -214,7 +206,7 @@ def intent_of(
     """
     return Intent(
         type=checked_type(type),
-        payload=encode_payload(payload, max_bytes=max_payload_bytes()),
+        payload=encode_payload(payload, max_bytes=settings.max_payload_bytes()),
         moment=moment_of(end_at, delay),
         priority=checked_priority(priority),
         idempotency_key=None if idempotency_key is None else checked_key("idempotency_key", idempotency_key),
@@ -226,103 +218,6 @@ def intent_of(
     )
 
 
-def checked_type(name: Any) -> str:
-    """*name*, if it can be a routing key.
-
-    Raises:
-        InvalidTypeError: no text, empty, longer than 120 characters, or with characters that can't be printed.
-    """
-    if not isinstance(name, str):
-        msg = f"type must be text, got {name.__class__.__name__}; write 'email.welcome'"
-        raise InvalidTypeError(msg)
-    if not 1 <= len(name) <= MAX_TYPE_LENGTH:
-        msg = f"type must have 1 to {MAX_TYPE_LENGTH} characters, got {len(name)}"
-        raise InvalidTypeError(msg)
-    if not name.isprintable() or name != name.strip():
-        msg = f"type {name!a} has control characters, separators, or spaces around it; remove them"
-        raise InvalidTypeError(msg)
-    return str.__str__(name)
-
-
-def checked_key(what: str, key: Any) -> str:
-    """*key*, if both databases can store and index it.
-
-    Bytes need no check: 255 characters are at most 1,020 of them, and an index entry takes 2,704.
-
-    Raises:
-        InvalidKeyError: no text, empty, too long, or with a NUL or lone surrogate.
-    """
-    if not isinstance(key, str):
-        msg = f"{what} must be text, got {key.__class__.__name__}; write str(...)"
-        raise InvalidKeyError(msg)
-    if not 1 <= len(key) <= MAX_KEY_LENGTH:
-        msg = f"{what} must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}; use a hash of what is longer"
-        raise InvalidKeyError(msg)
-    if "\x00" in key or any("\ud800" <= character <= "\udfff" for character in key):
-        msg = f"{what} has a NUL or a lone surrogate, which no database stores; remove it"
-        raise InvalidKeyError(msg)
-    return str.__str__(key)
-
-
-def checked_table(table: Any) -> str:
-    """*table*, if it is text; that it can name a table is checked before anything is sent.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if not isinstance(table, str):
-        msg = f"table must be the name of a table, got {table.__class__.__name__}; write 'action_logs'"
-        raise ConfigurationError(msg)
-    return str.__str__(table)
-
-
-def checked_priority(priority: Any) -> int:
-    """*priority*, if it is a smallint.
-
-    Raises:
-        InvalidActionError: it is not, or it is a bool.
-    """
-    if not isinstance(priority, int) or isinstance(priority, bool):
-        msg = f"priority must be an integer, got {priority.__class__.__name__}"
-        raise InvalidActionError(msg)
-    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
-        msg = f"priority must be from {MIN_PRIORITY} to {MAX_PRIORITY}; higher is sooner"
-        raise InvalidActionError(msg)
-    return int(priority)
-
-
-def checked_policy(policy: Any) -> OnConflict:
-    """*policy*, if it is one.
-
-    Raises:
-        InvalidActionError: it is none of ``keep``, ``replace``, ``raise``.
-    """
-    if policy not in POLICIES:
-        msg = f"on_conflict must be 'keep', 'replace' or 'raise', got {ascii(policy)[:60]}"
-        raise InvalidActionError(msg)
-    return cast("OnConflict", policy)
-
-
-def configured() -> settings.Settings:
-    """The settings, read again only when the environment says something else: reading takes longer than an insert."""
-    return _configured(tuple(os.environ.get(name) for name in _READ_FROM))
-
-
-def max_payload_bytes() -> int:
-    """The one setting that every payload asks for; as `configured`, but with one look at the environment."""
-    return _max_payload_bytes(os.environ.get(_MAX_PAYLOAD_BYTES))
-
-
-@lru_cache(maxsize=16)
-def _configured(_environment: tuple[str | None, ...]) -> settings.Settings:
-    return settings.load()
-
-
-@lru_cache(maxsize=16)
-def _max_payload_bytes(_environment: str | None) -> int:
-    return settings.load().max_payload_bytes
-
-
 def _encoded_meta(meta: Payload | None) -> str | None:
-    text = None if meta is None else encode_meta(meta, max_bytes=max_payload_bytes())
+    text = None if meta is None else encode_meta(meta, max_bytes=settings.max_payload_bytes())
     return None if text == "{}" else text

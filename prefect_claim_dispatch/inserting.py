@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 
+from prefect_claim_dispatch.checks import OnConflict
 from prefect_claim_dispatch.dialects import SUPPORTED, Instant, bind_rows
-from prefect_claim_dispatch.drafts import OnConflict, Receipt
+from prefect_claim_dispatch.drafts import Receipt
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
 from prefect_claim_dispatch.statements import publish as statements
 

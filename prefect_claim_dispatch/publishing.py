@@ -15,10 +15,11 @@ from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine, Table
 
-from prefect_claim_dispatch import databases
+from prefect_claim_dispatch import databases, settings
+from prefect_claim_dispatch.checks import OnConflict
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dialects import SQLITE, is_autocommit
-from prefect_claim_dispatch.drafts import Draft, Gate, Intent, OnConflict, Receipt, configured, intent_of
+from prefect_claim_dispatch.drafts import Draft, Gate, Intent, Receipt, intent_of
 from prefect_claim_dispatch.errors import ConfigurationError, InvalidActionError, InvalidKeyError, InvalidTypeError
 from prefect_claim_dispatch.inserting import Row, insert
 from prefect_claim_dispatch.moments import Eligible
@@ -94,10 +95,10 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
         DatabaseError: as `publish`.
     """
     receipts: list[Receipt] = []
-    settings = configured()
+    configured = settings.current()
     with ExitStack() as stack:
         connection: Connection | None = None
-        for chunk in _chunks(row_or_none(draft_intent(draft), settings) for draft in _iterated(drafts)):
+        for chunk in _chunks(row_or_none(draft_intent(draft), configured) for draft in _iterated(drafts)):
             table = next((row.table for row in chunk if row is not None), None)
             if connection is None and table is not None:
                 connection = _joined_atomically(stack, bind, table)
@@ -162,10 +163,10 @@ class Publisher:
 
 
 def _publish(bind: Bind, intent: Intent) -> Receipt:
-    row = row_or_none(intent, configured())
+    row = row_or_none(intent, settings.current())
     if row is None:
         return _SKIPPED
-    with databases.statements(bind) as connection:
+    with databases.autocommitting(bind) as connection:
         return insert(connection, [row])[0]
 
 
@@ -188,7 +189,7 @@ def draft_intent(draft: Any) -> Intent:
     return draft.intent
 
 
-def row_or_none(intent: Intent, settings: Settings) -> Row | None:
+def row_or_none(intent: Intent, configured: Settings) -> Row | None:
     """The row that *intent* makes; None when a gate says no.
 
     Raises:
@@ -212,7 +213,7 @@ def row_or_none(intent: Intent, settings: Settings) -> Row | None:
         "idempotency_key": intent.idempotency_key,
         "ordering_key": intent.ordering_key,
     }
-    return Row(databases.table_named(intent.table, settings), values, intent.on_conflict)
+    return Row(databases.table_named(intent.table, configured), values, intent.on_conflict)
 
 
 def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:

@@ -14,8 +14,9 @@ from sqlalchemy import Dialect, Table
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
+from prefect_claim_dispatch import settings
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, Instant
-from prefect_claim_dispatch.drafts import Draft, configured
+from prefect_claim_dispatch.drafts import Draft
 from prefect_claim_dispatch.errors import ConfigurationError, InvalidActionError
 from prefect_claim_dispatch.publishing import draft_intent, row_or_none
 from prefect_claim_dispatch.statements import publish as statements
@@ -59,7 +60,7 @@ def publish_sql(
     if intent.on_conflict != "keep":
         msg = f"on_conflict={intent.on_conflict!r} takes more than one statement; use publish(), or 'keep'"
         raise InvalidActionError(msg)
-    row = row_or_none(intent, configured())
+    row = row_or_none(intent, settings.current())
     assert row is not None  # noqa: S101 - it has no gates
     sql, names = _compiled(row.table, dialect, style)
     end_at = Instant().process_bind_param(row.values["end_at"], _dialect(dialect, style))

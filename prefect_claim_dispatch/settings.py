@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,8 @@ from prefect_claim_dispatch.policies import RetryPolicy
 
 PREFIX = "CLAIM_DISPATCH_"
 EMBEDDED_FILE = "claim-dispatch.db"
+_READ_AT_PUBLISH = (f"{PREFIX}TABLE", f"{PREFIX}SCHEMA")
+_MAX_PAYLOAD_BYTES = f"{PREFIX}MAX_PAYLOAD_BYTES"
 
 
 class Settings(BaseSettings):
@@ -91,6 +93,29 @@ def load() -> Settings:
         )
         msg = f"settings make no sense: {problems}"
         raise ConfigurationError(msg) from None
+
+
+def current() -> Settings:
+    """As `load`, but read again only when table or schema are set otherwise; look at nothing else of it.
+
+    For publishing: to read all settings takes longer than an insert.
+    """
+    return _current(tuple(os.environ.get(name) for name in _READ_AT_PUBLISH))
+
+
+def max_payload_bytes() -> int:
+    """The setting that every payload asks for; as `current`, read again only when it is set otherwise."""
+    return _max_payload_bytes(os.environ.get(_MAX_PAYLOAD_BYTES))
+
+
+@lru_cache(maxsize=16)
+def _current(_environment: tuple[str | None, ...]) -> Settings:
+    return load()
+
+
+@lru_cache(maxsize=16)
+def _max_payload_bytes(_environment: str | None) -> int:
+    return load().max_payload_bytes
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session, registry
 
-from prefect_claim_dispatch import Draft, Receipt, engines, publish, publish_many
+from prefect_claim_dispatch import Draft, Receipt, databases, engines, publish, publish_many
 from prefect_claim_dispatch.engines import parsed_url
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
@@ -549,3 +549,25 @@ def test_rows_of_one_ordering_key_keep_the_order_of_the_batch(engine: Engine) ->
     assert [stored[id_] for id_ in ids] == [
         *(("a", "z"), ("a", "k"), ("b", None), ("a", "a"), ("a", "k"), ("c", None), ("d", None))
     ]
+
+
+def test_one_publish_on_our_own_engine_is_one_round_trip(postgres_url: str) -> None:
+    """By URL it commits as it is sent; an application's engine begins and commits, for what it may hang on that."""
+    seen: list[bool] = []
+
+    def look(connection: Any, *_: Any) -> None:
+        seen.append(connection.connection.driver_connection.autocommit)
+
+    ours, theirs = databases.engine_for(postgres_url), create_engine(postgres_url)
+    for engine in (ours, theirs):
+        event.listen(engine, "before_cursor_execute", look)
+        event.listen(engine, "checkin", lambda driver, _record: seen.append(driver.autocommit))
+    publish(postgres_url, "a", idempotency_key="k")
+    publish(postgres_url, "a", idempotency_key="k")
+    publish(theirs, "b")
+    for engine in (ours, theirs):
+        engine.dispose()
+
+    created = [True, False]  # the statement; and the connection, as it goes back to the pool
+    kept = [True, True, False]  # two statements: the insert, and the look at who holds the key
+    assert seen == [*created, *kept, False, False]
