@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +26,20 @@ def test_what_lives_is_frozen_until_the_block_ends() -> None:
         assert gc.get_freeze_count() > 1_000
 
     assert gc.get_freeze_count() == 0
+
+
+def test_a_fresh_process_is_frozen_too() -> None:
+    """Whatever Python itself has frozen when it starts."""
+    code = (
+        "import gc, prefect_claim_dispatch\n"
+        "from prefect_claim_dispatch import heap\n"
+        "with heap.frozen():\n"
+        "    print(gc.get_freeze_count())\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert int(done.stdout) > 10_000
 
 
 def test_it_thaws_when_the_flow_fails() -> None:
