@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
@@ -84,7 +85,7 @@ class Failpoint:
 
 
 _armed: Failpoint | None = None
-_is_installed = False
+_plain_commit: Callable[[DefaultDialect, PoolProxiedConnection], None] | None = None
 
 
 def arm(text: str | None = None) -> Failpoint | None:
@@ -98,9 +99,10 @@ def arm(text: str | None = None) -> Failpoint | None:
 
 
 def disarm() -> None:
-    """Let nothing happen any more."""
+    """Let nothing happen any more, and leave nothing behind in SQLAlchemy."""
     global _armed  # noqa: PLW0603
     _armed = None
+    _uninstall()
 
 
 def _reached(statement: str | None, moment: Moment) -> None:
@@ -109,14 +111,19 @@ def _reached(statement: str | None, moment: Moment) -> None:
 
 
 def _install() -> None:
-    global _is_installed  # noqa: PLW0603
-    if _is_installed:
-        return
-    _is_installed = True
-    event.listen(Engine, "before_cursor_execute", _before_cursor_execute)
-    event.listen(Engine, "after_cursor_execute", _after_cursor_execute)
-    event.listen(Engine, "rollback", _forget)
-    _wrap_commit()
+    if _plain_commit is None:
+        for name, listener in _LISTENERS.items():
+            event.listen(Engine, name, listener)
+        _wrap_commit()
+
+
+def _uninstall() -> None:
+    global _plain_commit  # noqa: PLW0603
+    if _plain_commit is not None:
+        for name, listener in _LISTENERS.items():
+            event.remove(Engine, name, listener)
+        DefaultDialect.do_commit = _plain_commit
+        _plain_commit = None
 
 
 def _name(context: ExecutionContext | None) -> str | None:
@@ -149,13 +156,22 @@ def _after_cursor_execute(
 
 
 def _forget(connection: Connection) -> None:
-    connection.info.pop(MEMORY, None)
+    if not connection.invalidated:  # else what it remembered is gone with it
+        connection.info.pop(MEMORY, None)
+
+
+_LISTENERS: dict[str, Callable[..., None]] = {
+    "before_cursor_execute": _before_cursor_execute,
+    "after_cursor_execute": _after_cursor_execute,
+    "rollback": _forget,
+}
 
 
 def _wrap_commit() -> None:
     # SQLAlchemy's "commit" event comes before the COMMIT and there is none after it. Both drivers' dialects, and the
     # async ones, use this method of the base class. It is given the pooled connection, whose `info` is `Connection`'s.
-    commit = DefaultDialect.do_commit
+    global _plain_commit  # noqa: PLW0603
+    commit = _plain_commit = DefaultDialect.do_commit
 
     def do_commit(self: DefaultDialect, dbapi_connection: PoolProxiedConnection) -> None:
         commit(self, dbapi_connection)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import OperationalError
 
-from tests.faults.failpoints import VARIABLE, Failpoint, FailpointError, arm, disarm
+from tests.faults.failpoints import MEMORY, VARIABLE, Failpoint, FailpointError, arm, disarm
 from tests.kit.processes import Child, Processes
 
 # Each statement named in the arguments adds a row in a transaction. SQLite begins explicitly, as the package's engines
@@ -159,3 +161,36 @@ def test_misspelt_failpoint_is_refused(wrong: str) -> None:
     """A failpoint that never strikes would let a fault test pass that proves nothing."""
     with pytest.raises(ValueError, match="failpoint must be"):
         Failpoint.parse(wrong)
+
+
+def test_disarming_leaves_nothing_behind(sqlite_url: str) -> None:
+    """Else the tests that the same worker runs later would depend on their order."""
+    commit = DefaultDialect.do_commit
+    arm("toy:before:raise")
+    try:
+        assert DefaultDialect.do_commit is not commit
+    finally:
+        disarm()
+
+    engine = create_engine(sqlite_url)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1").execution_options(claim_dispatch_statement="toy"))
+        assert MEMORY not in connection.info
+    engine.dispose()
+    assert DefaultDialect.do_commit is commit
+
+
+def test_armed_process_rolls_back_when_its_connection_broke(postgres_url: str) -> None:
+    """What a failpoint remembers of a connection is gone with it, and must not stand in the way."""
+    engine = create_engine(postgres_url)
+    arm("toy:before:raise")
+    try:
+        with pytest.raises(OperationalError), engine.begin() as connection:
+            connection.execute(text("SELECT 1").execution_options(claim_dispatch_statement="other"))
+            connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    finally:
+        disarm()
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    engine.dispose()
