@@ -3,8 +3,9 @@
 - *bulk*: `publish_many` of drafts made from a template, in chunks, in one transaction; against psycopg's
   ``INSERT ... SELECT FROM unnest`` in chunks of the same size, of the same columns, payloads encoded by ``json.dumps``;
   against pgqueuer's ``enqueue`` of lists and procrastinate's ``batch_defer``.
-- *single*: `publish` in a transaction of its own; against SQLAlchemy Core's ``insert().returning(id)`` in one of its
-  own; against the peers' single calls.
+- *single*: `publish` with the application's engine, in a transaction of its own; against SQLAlchemy Core's
+  ``insert().returning(id)`` in one of its own; against the peers' single calls, which commit as they are sent.
+- *by URL*: the same with a URL, where `publish` commits as it is sent too; against Core on an engine in AUTOCOMMIT.
 - *joined*: the same two in a transaction of the caller's, so that no commit hides what each costs.
 
 Every side starts from the same numbers and makes its payloads of them. Ours also checks each payload, type and key,
@@ -25,11 +26,17 @@ import psycopg
 from sqlalchemy import Engine, Table, insert, text
 
 from prefect_claim_dispatch import Draft, engines, publish, publish_many
+from prefect_claim_dispatch.databases import engine_for
 from prefect_claim_dispatch.schema import actions_table
 
 CHUNK = 1_000
-ROWS = {"bulk": 50_000, "single": 2_000, "joined": 5_000}
-RIVALS = {"bulk": "psycopg unnest", "single": "SQLAlchemy Core", "joined": "SQLAlchemy Core"}
+ROWS = {"bulk": 50_000, "single": 2_000, "by URL": 2_000, "joined": 5_000}
+RIVALS = {
+    "bulk": "psycopg unnest",
+    "single": "SQLAlchemy Core",
+    "by URL": "Core, AUTOCOMMIT",
+    "joined": "SQLAlchemy Core",
+}
 PEERS = {"pgqueuer": "peer_pgqueuer_enqueue.py", "procrastinate": "peer_procrastinate_enqueue.py"}
 UNNEST = """
     INSERT INTO action_logs (type, payload, end_at, priority, idempotency_key, ordering_key)
@@ -71,9 +78,9 @@ def bare_bulk(connection: psycopg.Connection, rows: int) -> int:
     return done
 
 
-def ours_single(engine: Engine, rows: int) -> int:
+def ours_single(bind: Engine | str, rows: int) -> int:
     """`publish`, each in a transaction of its own."""
-    return sum(publish(engine, "email.welcome", payload(number)).id is not None for number in range(rows))
+    return sum(publish(bind, "email.welcome", payload(number)).id is not None for number in range(rows))
 
 
 def bare_single(engine: Engine, table: Table, rows: int) -> int:
@@ -110,6 +117,7 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     table = actions_table()
     table.metadata.create_all(engine)
     driver = psycopg.connect(dsn)
+    autocommitting = engines.create(dsn, isolation_level="AUTOCOMMIT")
 
     def timed(work: Callable[[int], int], rows: int) -> float:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -126,6 +134,7 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     works: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
         "bulk": (lambda rows: ours_bulk(engine, rows), lambda rows: bare_bulk(driver, rows)),
         "single": (lambda rows: ours_single(engine, rows), lambda rows: bare_single(engine, table, rows)),
+        "by URL": (lambda rows: ours_single(dsn, rows), lambda rows: bare_single(autocommitting, table, rows)),
         "joined": (lambda rows: ours_joined(engine, rows), lambda rows: bare_joined(engine, table, rows)),
     }
     results: list[dict[str, Any]] = []
@@ -145,7 +154,8 @@ def measure(dsn: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         figures = kit.figures(rates, ("ours", "bare", *PEERS), [("ours", other) for other in ("bare", *PEERS)])
         results.append({"": way, "rows": rows, "bare is": RIVALS[way]} | figures)
     driver.close()
-    engine.dispose()
+    for used in (engine, autocommitting, engine_for(dsn)):
+        used.dispose()
     return results
 
 

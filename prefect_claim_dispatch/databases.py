@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, inspect
+from sqlalchemy import Connection, Engine, Table, event, inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from prefect_claim_dispatch import settings as settings_module
@@ -35,7 +35,7 @@ def engine_for(url: str | None = None) -> Engine:
     """
     if url is not None:
         return _shared_engine(url)
-    configured = settings_module.load()
+    configured = settings_module.current()
     if configured.is_embedded:
         _create_embedded(configured)
     return _shared_engine(configured.url)
@@ -108,19 +108,32 @@ def executor(bind: Bind) -> Engine | Connection:
             raise ConfigurationError(msg)
 
 
-def autocommitting(bind: Bind) -> AbstractContextManager[Connection]:
+@contextmanager
+def autocommitting(bind: Bind) -> Generator[Connection]:
     """As `transaction`, for statements of which each may stand alone.
 
     On PostgreSQL, where the engine is ours, each commits as it is sent: without BEGIN and COMMIT, a round trip instead
     of three. An application's engine may do more when it begins (`SET LOCAL` a tenant), so it begins.
     """
-    if bind is None or isinstance(bind, str):
-        engine = engine_for(bind)
-        return transaction(_in_autocommit(engine) if engine.dialect.name == POSTGRESQL else engine)
-    return transaction(bind)
+    where = executor(bind)
+    if (bind is None or isinstance(bind, str)) and isinstance(where, Engine) and where.dialect.name == POSTGRESQL:
+        with translated(), _autocommitting_engine(where).connect() as connection:
+            yield connection
+    else:
+        with transaction(where) as connection:
+            yield connection
 
 
 @cache
-def _in_autocommit(engine: Engine) -> Engine:
-    """The same engine and pool, with connections that commit by themselves while they are borrowed here."""
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+def _autocommitting_engine(engine: Engine) -> Engine:
+    """An engine with connections of its own, to where *engine* goes; disposed of with it.
+
+    With those of *engine*, switched to and fro for every publish, it would take as long as a transaction.
+    """
+    autocommitting_engine = create(engine.url.render_as_string(hide_password=False), isolation_level="AUTOCOMMIT")
+
+    @event.listens_for(engine, "engine_disposed")
+    def dispose(_engine: Engine) -> None:  # pyright: ignore[reportUnusedFunction]
+        autocommitting_engine.dispose()
+
+    return autocommitting_engine

@@ -59,6 +59,10 @@ class Intent(NamedTuple):
         """Without payload, rules and meta, which are nobody's business in a traceback."""
         return f"Intent(type={self.type!r}, idempotency_key={self.idempotency_key!r}, table={self.table!r})"
 
+    def with_payload(self, payload: str) -> Intent:
+        """The same with another encoded *payload*; `_replace` would take as long as the encoding."""
+        return Intent(self.type, payload, *self[2:])
+
     def is_wanted(self) -> bool:
         """Whether every gate lets the payload pass, as it will be stored; what a gate raises passes through."""
         if not self.gates:
@@ -90,6 +94,8 @@ class Draft:
 
     intent: Intent = EMPTY_INTENT
     committer: Committer | None = field(default=None, repr=False, compare=False)
+    # Asked once for all drafts made from a template: the environment is slow to read.
+    max_bytes: int = field(default_factory=settings.max_payload_bytes, repr=False, compare=False)
 
     def type(self, name: str) -> Draft:
         """The routing key, dotted: ``email.welcome``."""
@@ -97,7 +103,8 @@ class Draft:
 
     def payload(self, payload: Payload) -> Draft:
         """What the processor will get: a mapping, a pydantic model or a dataclass instance."""
-        return self._with(payload=encode_payload(payload, max_bytes=settings.max_payload_bytes()))
+        intent = self.intent.with_payload(encode_payload(payload, max_bytes=self.max_bytes))
+        return Draft(intent=intent, committer=self.committer, max_bytes=self.max_bytes)
 
     def eligible_at(self, when: Eligible) -> Draft:
         """Not before *when*: an aware datetime, ISO text with an offset, a timedelta, or a callable asked at commit.
@@ -137,11 +144,11 @@ class Draft:
     def meta(self, meta: Payload | None = None, /, **more: Any) -> Draft:
         """Facts about the action beside its payload; replaces what was set before."""
         if meta is None or not more:
-            return self._with(meta=_encoded_meta(more if meta is None else meta))
+            return self._with(meta=_encoded_meta(more if meta is None else meta, self.max_bytes))
         if not isinstance(meta, Mapping):
             msg = f"meta() takes a mapping beside {', '.join(more)}, got {type(meta).__name__}; pass one or the other"
             raise InvalidPayloadError(msg)
-        return self._with(meta=_encoded_meta({**meta, **more}))
+        return self._with(meta=_encoded_meta({**meta, **more}, self.max_bytes))
 
     def when(self, gate: Gate) -> Draft:
         """Publish only if *gate* of the payload is true; gates add up."""
@@ -175,7 +182,7 @@ class Draft:
         return self.committer(self.intent)
 
     def _with(self, **changes: Any) -> Draft:
-        return Draft(intent=self.intent._replace(**changes), committer=self.committer)
+        return Draft(intent=self.intent._replace(**changes), committer=self.committer, max_bytes=self.max_bytes)
 
     def _gated(self, gate: Gate, *, wanted: bool) -> Draft:
         if not callable(gate):
@@ -204,20 +211,21 @@ def intent_of(
     Raises:
         InvalidActionError: one of its kinds, for whatever may not reach the table.
     """
+    max_bytes = settings.max_payload_bytes()
     return Intent(
         type=checked_type(type),
-        payload=encode_payload(payload, max_bytes=settings.max_payload_bytes()),
+        payload=encode_payload(payload, max_bytes=max_bytes),
         moment=moment_of(end_at, delay),
         priority=checked_priority(priority),
         idempotency_key=None if idempotency_key is None else checked_key("idempotency_key", idempotency_key),
         on_conflict=checked_policy(on_conflict),
         ordering_key=None if ordering_key is None else checked_key("ordering_key", ordering_key),
         rules=None if rules is None else checked_rules(rules).text,
-        meta=_encoded_meta(meta),
+        meta=_encoded_meta(meta, max_bytes),
         table=None if table is None else checked_table(table),
     )
 
 
-def _encoded_meta(meta: Payload | None) -> str | None:
-    text = None if meta is None else encode_meta(meta, max_bytes=settings.max_payload_bytes())
+def _encoded_meta(meta: Payload | None, max_bytes: int) -> str | None:
+    text = None if meta is None else encode_meta(meta, max_bytes=max_bytes)
     return None if text == "{}" else text

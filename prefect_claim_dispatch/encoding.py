@@ -49,10 +49,7 @@ def encode(value: object, limits: Limits) -> str:
     Raises:
         InvalidActionError: `limits.error`, when it can't be stored as it is.
     """
-    left = [limits.max_bytes]
-    is_plain = _is_plain(value, limits.max_depth, left)
-    if left[0] < 0:
-        raise limits.error(too_large(limits.what, limits.max_bytes))
+    is_plain = _left_after(value, limits.max_depth, limits.max_bytes) >= 0
     if is_plain and (text := _encode_plain(value, limits)) is not None:
         return text
     writer = Writer(limits)
@@ -63,42 +60,42 @@ def encode(value: object, limits: Limits) -> str:
     return text
 
 
-def _is_plain(value: Any, depth: int, left: list[int]) -> bool:
-    """Whether *value* is JSON already, so that it needs no rewriting; False also when in doubt.
+def _left_after(value: Any, depth: int, left: int) -> int:
+    """What *value* leaves of the bytes *left*, if it is an object or array of JSON already and needs no rewriting.
 
-    Spends the bytes *left*: a small structure that refers to itself many times over can stand for more text than fits
-    into memory.
+    Negative when it is something else, when in doubt, and when it is too large, all of which the writer tells apart. A
+    small structure that refers to itself many times over can stand for more text than fits into memory.
     """
     kind = type(cast("object", value))
-    if kind is str:
-        left[0] -= len(value)
-        return True
+    if depth == 0 or (kind is not dict and kind is not list):
+        return -1
+    left -= len(value)
+    members: Iterable[Any] = value
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return -1
+            left -= len(key)
+        members = value.values()
+    # One loop without calls for what is no container: every payload comes through here.
+    for member, kind in zip(members, map(type, members), strict=True):
+        if kind is str:
+            left -= len(member)
+        elif kind is dict or kind is list:
+            left = _left_after(member, depth - 1, left)
+            if left < 0:
+                return left
+        elif not _is_plain_scalar(member, kind):
+            return -1
+    return left
+
+
+def _is_plain_scalar(value: Any, kind: type[Any]) -> bool:
     if kind is int:
         return -_SMALL_INTEGER < value < _SMALL_INTEGER
     if kind is float:
         return -_PLAIN_FLOAT < value < _PLAIN_FLOAT
-    if kind is dict:
-        left[0] -= len(value)
-        return depth > 0 and _has_plain_keys(value, left) and _are_plain(value.values(), depth - 1, left)
-    if kind is list:
-        left[0] -= len(value)
-        return depth > 0 and _are_plain(value, depth - 1, left)
     return value is None or kind is bool
-
-
-def _are_plain(values: Iterable[Any], depth: int, left: list[int]) -> bool:
-    for value in values:  # noqa: SIM110 - all(...) takes twice the time, and every payload comes through here
-        if left[0] < 0 or not _is_plain(value, depth, left):
-            return False
-    return True
-
-
-def _has_plain_keys(members: dict[Any, Any], left: list[int]) -> bool:
-    for key in members:
-        if type(key) is not str:
-            return False
-        left[0] -= len(key)
-    return True
 
 
 def _encode_plain(value: object, limits: Limits) -> str | None:

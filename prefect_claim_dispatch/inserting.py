@@ -8,8 +8,8 @@ number of times.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Table
 
@@ -26,19 +26,35 @@ Key = tuple[str, str]
 Receipts = dict[int, Receipt]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One action as the statements bind it, where it goes, and what to do when its key is taken."""
 
     table: Table
-    values: dict[str, Any]
     on_conflict: OnConflict
+    type: str
+    payload: str
+    end_at: datetime | None
+    delay_seconds: float
+    priority: int
+    idempotency_key: str | None
+    ordering_key: str | None
 
     @property
     def key(self) -> Key | None:
         """What is unique about it, or None."""
-        key = self.values["idempotency_key"]
-        return None if key is None else (self.values["type"], key)
+        return None if self.idempotency_key is None else (self.type, self.idempotency_key)
+
+    def bound(self) -> dict[str, Any]:
+        """All that can be bound."""
+        return dict(zip(_BOUND, self[_FIRST_BOUND:], strict=True))
+
+    def given(self) -> dict[str, Any]:
+        """Of `bound`, what is not at its default: no default is true, and all else is."""
+        return {name: value for name, value in self.bound().items() if value}
+
+
+_FIRST_BOUND: Final = 2
+_BOUND: Final = Row._fields[_FIRST_BOUND:]
 
 
 def insert(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
@@ -54,6 +70,8 @@ def insert(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
     if dialect not in SUPPORTED:
         msg = f"database {dialect!r} is not supported; use PostgreSQL or SQLite"
         raise ConfigurationError(msg)
+    if all(row.idempotency_key is None for row in rows):
+        return _insert_keyless(connection, rows)
     receipts: Receipts = {}
     open_rows = dict(enumerate(rows))
     for _ in range(ROUNDS):
@@ -66,18 +84,30 @@ def insert(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
     raise DatabaseError(msg)
 
 
+def _insert_keyless(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
+    """Receipts for rows that nothing can refuse, as ids rise in the order of insertion."""
+    table, dialect = rows[0].table, connection.dialect.name
+    if len(rows) == 1:
+        given = rows[0].given()
+        created = connection.execute(statements.insert_keyless(table, dialect, tuple(given)), given).scalar_one()
+        return [Receipt(id=created, outcome="created")]
+    bound = _draft_rows(connection, rows)
+    ids = connection.execute(statements.insert_many_keyless(table, dialect), bound).scalars().all()
+    return [Receipt(id=id_, outcome="created") for id_ in sorted(ids)]
+
+
 def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:
     """Receipts for those whose keys were free."""
     table = next(iter(rows.values())).table
     dialect = connection.dialect.name
     if len(rows) == 1:
         [(position, row)] = rows.items()
-        created = connection.execute(statements.insert_one(table, dialect), row.values).scalar_one_or_none()
+        created = connection.execute(statements.insert_one(table, dialect), row.bound()).scalar_one_or_none()
         return {} if created is None else {position: Receipt(id=created, outcome="created")}
     firsts: dict[Any, int] = {}
     for position, row in rows.items():
         firsts.setdefault(position if row.key is None else row.key, position)
-    order = _in_order_of_insertion({position: rows[position] for position in firsts.values()})
+    order = sorted(firsts.values(), key=lambda position: _turn(position, rows[position]))
     statement = statements.insert_many(table, dialect)
     new = connection.execute(statement, _draft_rows(connection, [rows[position] for position in order])).all()
     # Rows without a key are never refused, and ids rise in the order of insertion: so sorted ids are theirs, in order.
@@ -88,21 +118,14 @@ def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:
     return {position: Receipt(id=id_, outcome="created") for position, id_ in created.items()}
 
 
-def _in_order_of_insertion(rows: dict[int, Row]) -> list[int]:
-    """The positions of *rows*: as they come when none has a key; else keys in one order that all publishers share.
+def _turn(position: int, row: Row) -> tuple[int, str, str, int]:
+    """Where *row* stands among those inserted together: rows with keys in one order that all publishers share.
 
     Two batches that hold the same keys in opposite orders would each wait for the other. Rows that share an ordering
     key run in the order of their ids, and keep it.
     """
-    if all(row.key is None for row in rows.values()):
-        return list(rows)
-    return sorted(rows, key=lambda position: _turn(position, rows[position]))
-
-
-def _turn(position: int, row: Row) -> tuple[int, str, str, int]:
-    ordering_key = row.values["ordering_key"]
-    if ordering_key is not None:
-        return 0, ordering_key, "", position
+    if row.ordering_key is not None:
+        return 0, row.ordering_key, "", position
     return (2, "", "", position) if row.key is None else (1, *row.key, position)
 
 
@@ -151,7 +174,8 @@ def _by_key(found: Iterable[Any]) -> dict[Key | None, int]:
 
 def _draft_rows(connection: Connection, rows: Sequence[Row]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {"position": list(range(len(rows)))}
-    columns |= {name: [row.values[name] for row in rows] for name in rows[0].values}
+    bound = list(zip(*rows, strict=True))[_FIRST_BOUND:]
+    columns |= {name: list(values) for name, values in zip(_BOUND, bound, strict=True)}
     instant = Instant()
     columns["end_at"] = [instant.process_bind_param(end_at, connection.dialect) for end_at in columns["end_at"]]
     return bind_rows(connection.dialect.name, "draft", columns)

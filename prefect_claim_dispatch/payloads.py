@@ -42,6 +42,7 @@ from prefect_claim_dispatch.errors import InvalidPayloadError
 __all__ = ["MAX_DEPTH", "MAX_INTEGER_DIGITS", "Payload", "assemble", "encode_meta", "encode_payload"]
 
 _MASK: Final = '"**********"'
+_RESERVED_START: Final = '"__'
 _RESERVED_REMEDY: Final = {RESERVED_RULES: "pass rules=...", RESERVED_META: "pass meta=..."}
 
 
@@ -93,25 +94,31 @@ def _limits(what: str, max_bytes: int, max_depth: int) -> Limits:
 
 
 def _encode_object(value: object, limits: Limits) -> str:
-    members: Any = Writer(limits).shallow(value)
+    kind = type(value)
+    members: Any = value if kind is dict else Writer(limits).shallow(value)
     if not isinstance(members, Mapping):
-        kind = type(value).__name__
         msg = (
-            f"{limits.what} must be a JSON object, got {kind}; pass a mapping, a pydantic model or a dataclass instance"
+            f"{limits.what} must be a JSON object, got {kind.__name__}; "
+            "pass a mapping, a pydantic model or a dataclass instance"
         )
         raise limits.error(msg)
     text = encode(cast("Mapping[Any, Any]", members), limits)
-    for key, remedy in _RESERVED_REMEDY.items():
-        # Asked of the text: a key may be an Enum whose value it is.
-        if f'"{key}":' in text and key in json.loads(text):
-            msg = f"{limits.what} has the reserved key {key!r}; {remedy} instead"
-            raise limits.error(msg)
+    # Asked of the text: a key may be an Enum whose value it is.
+    if _RESERVED_START in text:
+        _refuse_reserved(json.loads(text), limits)
     if _MASK in text and _holds_secret(value):
         msg = (
             f"{limits.what} holds a pydantic secret, which would be stored as asterisks; pass a reference to it instead"
         )
         raise limits.error(msg)
     return text
+
+
+def _refuse_reserved(members: Mapping[str, Any], limits: Limits) -> None:
+    for key, remedy in _RESERVED_REMEDY.items():
+        if key in members:
+            msg = f"{limits.what} has the reserved key {key!r}; {remedy} instead"
+            raise limits.error(msg)
 
 
 def _holds_secret(value: Any) -> bool:

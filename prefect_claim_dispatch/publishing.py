@@ -204,16 +204,17 @@ def row_or_none(intent: Intent, configured: Settings) -> Row | None:
     if not intent.is_wanted():
         return None
     moment = intent.resolved_moment()
-    values = {
-        "type": intent.type,
-        "payload": intent.document(),
-        "end_at": moment.end_at,
-        "delay_seconds": moment.delay_seconds,
-        "priority": intent.priority,
-        "idempotency_key": intent.idempotency_key,
-        "ordering_key": intent.ordering_key,
-    }
-    return Row(databases.table_named(intent.table, configured), values, intent.on_conflict)
+    return Row(
+        databases.table_named(intent.table, configured),
+        intent.on_conflict,
+        intent.type,
+        intent.document(),
+        moment.end_at,
+        moment.delay_seconds,
+        intent.priority,
+        intent.idempotency_key,
+        intent.ordering_key,
+    )
 
 
 def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:
@@ -222,7 +223,7 @@ def _chunks(rows: Iterator[Row | None]) -> Iterator[list[Row | None]]:
     characters = 0
     for row in rows:
         chunk.append(row)
-        characters += len(row.values["payload"]) if row is not None else 0
+        characters += len(row.payload) if row is not None else 0
         if len(chunk) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0

@@ -1,7 +1,8 @@
 """Rendering: a publish as SQL and parameters, for whoever has a cursor of a DB-API driver and no SQLAlchemy connection.
 
-The statement is the very one that `publish` sends, and what can be refused is refused in the same way, so an action is
-the same whichever way it came.
+The statement is the very one that `publish` sends for a draft with a key, whatever is set in the draft: one text, which
+a driver prepares once and takes with `executemany`. What can be refused is refused in the same way, so an action is the
+same whichever way it came.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def publish_sql(
     row = row_or_none(intent, settings.current())
     assert row is not None  # noqa: S101 - it has no gates
     sql, names = _compiled(row.table, dialect, style)
-    end_at = Instant().process_bind_param(row.values["end_at"], _dialect(dialect, style))
-    values = {**row.values, "end_at": end_at}
+    end_at = Instant().process_bind_param(row.end_at, _dialect(dialect, style))
+    values = {**row.bound(), "end_at": end_at}
     return sql, values if names is None else tuple(values[name] for name in names)
 
 

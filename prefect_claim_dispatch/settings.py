@@ -19,7 +19,7 @@ from prefect_claim_dispatch.policies import RetryPolicy
 
 PREFIX = "CLAIM_DISPATCH_"
 EMBEDDED_FILE = "claim-dispatch.db"
-_READ_AT_PUBLISH = (f"{PREFIX}TABLE", f"{PREFIX}SCHEMA")
+_READ_AT_PUBLISH = (f"{PREFIX}DATABASE_URL", f"{PREFIX}TABLE", f"{PREFIX}SCHEMA")
 _MAX_PAYLOAD_BYTES = f"{PREFIX}MAX_PAYLOAD_BYTES"
 
 
@@ -96,7 +96,7 @@ def load() -> Settings:
 
 
 def current() -> Settings:
-    """As `load`, but read again only when table or schema are set otherwise; look at nothing else of it.
+    """As `load`, but read again only when database, table or schema are set otherwise; look at nothing else of it.
 
     For publishing: to read all settings takes longer than an insert.
     """

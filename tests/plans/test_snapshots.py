@@ -34,6 +34,8 @@ DIALECTS: dict[str, Dialect] = {
 }
 STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "publish_one": lambda dialect: publish.insert_one(TABLE, dialect),
+    "publish_keyless": lambda dialect: publish.insert_keyless(TABLE, dialect, ("type", "payload")),
+    "publish_many_keyless": lambda dialect: publish.insert_many_keyless(TABLE, dialect),
     "publish_many": lambda dialect: publish.insert_many(TABLE, dialect),
     "publish_existing": lambda dialect: publish.existing(TABLE, dialect),
     "publish_replace": lambda dialect: publish.replace_pending(TABLE, dialect),
