@@ -18,6 +18,7 @@ from prefect_claim_dispatch.publishing import Publisher, publish, publish_many
 if TYPE_CHECKING:
     from prefect_claim_dispatch import errors, operations, schema, settings, testing
     from prefect_claim_dispatch.awaiting import apublish, apublish_many
+    from prefect_claim_dispatch.catalogue import action_type
     from prefect_claim_dispatch.flow import claim_dispatch
     from prefect_claim_dispatch.processors import processor
     from prefect_claim_dispatch.rendering import publish_sql
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "action_type": "catalogue",
     "apublish": "awaiting",
     "apublish_many": "awaiting",
     "publish_sql": "rendering",
@@ -44,6 +46,7 @@ __all__ = [
     "Publisher",
     "Receipt",
     "Snooze",
+    "action_type",
     "apublish",
     "apublish_many",
     "claim_dispatch",

@@ -85,7 +85,7 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
     )
     try:
         _check(options)
-        load_modules(settings.processors if processors is None else tuple(processors))
+        load_modules(settings.processors if processors is None else processors, catalogue=settings.catalogue)
         engine, where = databases.engine_for(_database_url(database)), databases.table_named(table, settings)
         report = _run(engine, where, settings, options)
     except ClaimDispatchError as error:
@@ -115,7 +115,7 @@ def run_claim_flow(
     if database_url is not None:
         os.environ[f"{PREFIX}DATABASE_URL"] = database_url
     settings = load_settings()
-    load_modules(settings.processors if processors is None else processors)
+    load_modules(settings.processors if processors is None else processors, catalogue=settings.catalogue)
     engine, where = databases.engine_for(None), databases.table_named(table, settings)
     _check_version(engine, where)
     try:

@@ -21,12 +21,15 @@ reserved keys. A refusal says where, by a JSON path. It never shows a value: mor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Final, Protocol, cast
+from typing import Any, ClassVar, Final, Protocol, cast, get_args
 
-from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ErrorType
 
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES
 from prefect_claim_dispatch.encoding import (
@@ -39,8 +42,23 @@ from prefect_claim_dispatch.encoding import (
 )
 from prefect_claim_dispatch.errors import InvalidPayloadError
 
-__all__ = ["MAX_DEPTH", "MAX_INTEGER_DIGITS", "Payload", "assemble", "encode_meta", "encode_payload"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_INTEGER_DIGITS",
+    "Payload",
+    "assemble",
+    "encode_meta",
+    "encode_payload",
+    "problems",
+    "validated",
+]
 
+MAX_PROBLEMS: Final = 5
+
+_MAX_STEP: Final = 40
+# Of these pydantic says what was expected; an author's own errors may quote the value in any words.
+_PLAIN_PROBLEMS: Final = frozenset(get_args(ErrorType)) - {"value_error", "assertion_error"}
+_QUOTING: Final = frozenset({"error", "encoding_error", "tz_actual"})
 _MASK: Final = '"**********"'
 _RESERVED_START: Final = '"__'
 _RESERVED_REMEDY: Final = {RESERVED_RULES: "pass rules=...", RESERVED_META: "pass meta=..."}
@@ -86,6 +104,42 @@ def assemble(payload: str, *, rules: str | None, meta: str | None, max_bytes: in
     if len(document) * 4 > max_bytes and len(document.encode()) > max_bytes:
         raise InvalidPayloadError(too_large("payload with rules and meta", max_bytes))
     return document
+
+
+def validated(adapter: TypeAdapter[Any], payload: Mapping[str, Any]) -> Any:
+    """The stored *payload* as what *adapter* makes of it.
+
+    Read as the JSON that it is: strict models then take text for an instant, and a union finds the one it was.
+
+    Raises:
+        pydantic.ValidationError: it does not fit.
+    """
+    return adapter.validate_json(json.dumps(dict(payload)))
+
+
+def problems(error: ValidationError) -> str:
+    """Where a payload does not fit and why, of at most `MAX_PROBLEMS` places.
+
+    Without its values, since errors are shown to more people than payloads.
+    """
+    told = [f"{_place(problem)}: {_reason(problem)}" for problem in error.errors(include_url=False)]
+    more = f" (and {len(told) - MAX_PROBLEMS} more)" if len(told) > MAX_PROBLEMS else ""
+    return "; ".join(told[:MAX_PROBLEMS]) + more
+
+
+def _place(problem: ErrorDetails) -> str:
+    steps = (str(part)[:_MAX_STEP] for part in problem["loc"])
+    return ".".join(step if step.isprintable() else ascii(step) for step in steps) or "payload"
+
+
+def _reason(problem: ErrorDetails) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "union_tag_invalid":
+        return f"{context['discriminator']} should be one of {context['expected_tags']}"
+    if kind not in _PLAIN_PROBLEMS:
+        return f"refused by a validator ({kind})"
+    # The rest quotes the value: Input should be a valid UUID, invalid character: found `s` at 0
+    return re.split("[,:]", problem["msg"])[0] if _QUOTING & context.keys() else problem["msg"]
 
 
 @cache

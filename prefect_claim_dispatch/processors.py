@@ -8,10 +8,9 @@ so that no payload reaches Prefect's API.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -21,8 +20,11 @@ from prefect import Flow, Task
 from pydantic import TypeAdapter
 
 from prefect_claim_dispatch.actions import MAX_TYPE_LENGTH, Action
+from prefect_claim_dispatch.catalogue import catalogue, import_catalogue
 from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.modules import import_modules
 from prefect_claim_dispatch.outcomes import Snooze, redacted
+from prefect_claim_dispatch.payloads import validated
 from prefect_claim_dispatch.policies import RetryPolicy
 
 Source = Callable[..., Any]
@@ -79,15 +81,15 @@ class Processor:
         )
 
     def arguments(self, action: Action) -> dict[str, Any]:
-        """What the function is called with, the payload validated to its annotation.
+        """What the function is called with, the payload validated to its annotation, or without one to the catalogue.
 
         Raises:
             pydantic.ValidationError: the payload does not fit; the row can never be processed as it stands.
         """
         arguments: dict[str, Any] = {}
         if "payload" in self._parameters:
-            adapter = self._adapter
-            arguments["payload"] = dict(action.payload) if adapter is None else adapter.validate_python(action.payload)
+            adapter = self._adapter_of(action.type)
+            arguments["payload"] = dict(action.payload) if adapter is None else validated(adapter, action.payload)
         if "action" in self._parameters:
             arguments["action"] = action
         return arguments
@@ -96,8 +98,8 @@ class Processor:
         """Resolve what `arguments` needs, now that every module is imported.
 
         Raises:
-            RegistrationError: the payload's annotation can't be found or validated; found per row, it would send a
-                whole backlog to dead.
+            RegistrationError: the payload's annotation, or its class in the catalogue, can't be found or validated;
+                found per row, it would send a whole backlog to dead.
         """
         try:
             _ = self._adapter
@@ -107,10 +109,21 @@ class Processor:
                 f"({redacted(f'{type(error).__name__}: {error}', 300)})"
             )
             raise RegistrationError(msg) from error
+        if "payload" in self._parameters and not self._is_annotated:
+            for type_ in catalogue.matching(self.pattern):
+                catalogue[type_].resolve()
+
+    def _adapter_of(self, type_: str) -> TypeAdapter[Any] | None:
+        entry = None if self._is_annotated else catalogue.entry(type_)
+        return self._adapter if entry is None else entry.adapter
 
     @functools.cached_property
     def _parameters(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.function).parameters)
+
+    @functools.cached_property
+    def _is_annotated(self) -> bool:
+        return "payload" in getattr(self.function, "__annotations__", {})
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
@@ -185,9 +198,9 @@ def processor(
 
     Callable and testable on its own.
 
-    It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), and ``action``, the
-    `Action`; both by name. What it returns means processed, unless it is a `Snooze` or a `Cancel`; any exception
-    means failed.
+    It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), or without one to the class
+    that the catalogue has for the action's type; and ``action``, the `Action`; both by name. What it returns means
+    processed, unless it is a `Snooze` or a `Cancel`; any exception means failed.
 
     Args:
         type_: the action type, or a pattern with ``*``: ``report.*``.
@@ -233,24 +246,14 @@ def processor(
     return register
 
 
-def load_modules(modules: tuple[str, ...]) -> None:
-    """Import the *modules* whose decorators register processors.
+def load_modules(modules: Iterable[str], *, catalogue: Iterable[str] = ()) -> None:
+    """Import the modules of the *catalogue*, and then the *modules* whose decorators register processors.
 
     Raises:
         RegistrationError: one can't be imported, or a processor can't be called; nothing has been claimed.
     """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except RegistrationError:
-            raise
-        except (Exception, SystemExit) as error:
-            # SystemExit: a script without a __main__ guard would end the claim flow without a word.
-            msg = (
-                f"processor module {module!r} can't be imported ({redacted(f'{type(error).__name__}: {error}')}); "
-                "check its name, PYTHONPATH and what it imports"
-            )
-            raise RegistrationError(msg) from error
+    import_catalogue(catalogue)
+    import_modules(modules, what="processor module")
     registry.check()
 
 

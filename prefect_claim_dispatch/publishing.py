@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from sqlalchemy import Connection, Engine, Table
 
 from prefect_claim_dispatch import databases, settings
+from prefect_claim_dispatch.catalogue import catalogue
 from prefect_claim_dispatch.checks import OnConflict
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dialects import SQLITE, is_autocommit
@@ -193,7 +194,8 @@ def row_or_none(intent: Intent, configured: Settings) -> Row | None:
     """The row that *intent* makes; None when a gate says no.
 
     Raises:
-        InvalidActionError: it has no type, or a conflict policy and no key.
+        InvalidActionError: it has no type, a conflict policy and no key, or a payload that its type does not take.
+        RegistrationError: the type's class in the catalogue can't validate anything.
     """
     if intent.type is None:
         msg = "the draft has no type; call .type('email.welcome')"
@@ -203,6 +205,8 @@ def row_or_none(intent: Intent, configured: Settings) -> Row | None:
         raise InvalidKeyError(msg)
     if not intent.is_wanted():
         return None
+    if (entry := catalogue.entry(intent.type)) is not None:
+        entry.check(intent.payload)
     moment = intent.resolved_moment()
     return Row(
         databases.table_named(intent.table, configured),

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     table: str = Field("action_logs", min_length=1)
     schema_name: str | None = Field(None, alias=f"{PREFIX}SCHEMA")
     processors: Annotated[tuple[str, ...], NoDecode] = ()
+    catalogue: Annotated[tuple[str, ...], NoDecode] = ()
     limit: int = Field(1000, ge=1, le=100_000)
     lease_seconds: float = Field(300, ge=1, le=7 * 86_400)
     max_attempts: int = Field(5, ge=1, le=1_000)
@@ -43,7 +44,7 @@ class Settings(BaseSettings):
     max_payload_bytes: int = Field(1024 * 1024, ge=2, le=256 * 1024 * 1024)
     max_concurrency: int = Field(16, ge=1, le=1_000)
 
-    @field_validator("processors", mode="before")
+    @field_validator("processors", "catalogue", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

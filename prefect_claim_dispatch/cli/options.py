@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,6 +70,11 @@ def parsed_json(name: str, written: str | bytes) -> Any:
     except (ValueError, RecursionError) as error:
         msg = f"{name} is no JSON ({error})"
         raise UsageError(msg) from None
+
+
+def find_modules_here() -> None:
+    """Let modules be imported from where the user stands: `python -m` looks there, a console script does not."""
+    sys.path.insert(0, str(Path.cwd()))
 
 
 @Parameter(name="*")

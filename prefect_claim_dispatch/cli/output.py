@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
@@ -16,6 +17,8 @@ from rich.text import Text
 
 from prefect_claim_dispatch.outcomes import redacted
 
+STDOUT: Final = 1
+STDERR: Final = 2
 PLAIN_WIDTH: Final = 200
 LONGEST_CELL: Final = 200
 STYLES: Final = {
@@ -54,6 +57,20 @@ def complain(text: str, *, label: str = "error: ") -> None:
     """One line about what went wrong, without passwords."""
     line = Text(label, style="bold red") + Text(printable(redacted(text)))
     console(stderr=True).print(line, soft_wrap=True)
+
+
+@contextmanager
+def output_to_stderr() -> Generator[None]:
+    """Turn the descriptor itself aside: what users' modules and their children print must not mix with the answer."""
+    sys.stdout.flush()
+    standard_output = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(standard_output, STDOUT)
+        os.close(standard_output)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = "") -> None:

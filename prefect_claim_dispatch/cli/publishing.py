@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from prefect_claim_dispatch.cli.catalogues import load_catalogue
 from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, UsageError, parsed_json
 from prefect_claim_dispatch.cli.output import print_json, say
 from prefect_claim_dispatch.drafts import Draft, Receipt
@@ -71,6 +72,7 @@ def publish(
     /,
     *,
     lines: Flag = False,
+    catalogue: tuple[str, ...] | None = None,
     options: PublishOptions | None = None,
     common: Common | None = None,
 ) -> None:
@@ -80,6 +82,7 @@ def publish(
         type: The routing key: email.welcome
         payload: A JSON object, empty unless given; - reads it from standard input.
         lines: Read many payloads from standard input, one on each line; all are published, or none.
+        catalogue: A module of action types, which the payload must fit; may be given more than once.
         common: Database, table, and how to answer.
         options: When and how it is to be done.
     """
@@ -87,10 +90,12 @@ def publish(
     keywords = options.keywords()
     if lines:
         _check_lines(payload, options)
+        load_catalogue(catalogue)
         _publish_lines(type, keywords, common)
         return
     written = sys.stdin.buffer.read() if payload == STDIN else payload
     document = parsed_json("the payload", written)
+    load_catalogue(catalogue)
     receipt = publish_action(common.checked_engine(), type, document, **keywords, table=common.table)
     if common.json:
         print_json(_as_dict(receipt))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,13 +9,12 @@ from pathlib import Path
 
 from cyclopts import App
 
-from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant
-from prefect_claim_dispatch.cli.output import print_json, print_table, say
+from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, find_modules_here
+from prefect_claim_dispatch.cli.output import output_to_stderr, print_json, print_table, say
 from prefect_claim_dispatch.errors import MissingExtraError
 from prefect_claim_dispatch.reports import DispatchReport
 
 NOW = timedelta(0)
-STDOUT, STDERR = 1, 2
 VERDICTS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
 
 
@@ -47,11 +44,10 @@ def run(
         common: Database, table, and how to answer.
     """
     common = common or Common()
-    # A console script does not look for modules where the user stands; `python -m` does.
-    sys.path.insert(0, str(Path.cwd()))
+    find_modules_here()
     with _needs_prefect("claim-dispatch run"):
         from prefect_claim_dispatch.flow import run_claim_flow  # noqa: PLC0415 - Prefect, if it is installed
-    with _output_to_stderr():
+    with output_to_stderr():
         report = run_claim_flow(
             processors=processors or None,
             limit=limit,
@@ -89,20 +85,6 @@ def _needs_prefect(what: str) -> Generator[None]:
         if (error.name or "").partition(".")[0] != "prefect":
             raise
         raise MissingExtraError(what, "prefect") from error
-
-
-@contextmanager
-def _output_to_stderr() -> Generator[None]:
-    """Turn the descriptor itself aside: what processors and their children print must not mix with the report."""
-    sys.stdout.flush()
-    standard_output = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(standard_output, STDOUT)
-        os.close(standard_output)
 
 
 def _print_report(report: DispatchReport) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from prefect_claim_dispatch import claiming, databases, rescuing, settling
 from prefect_claim_dispatch import settings as settings_module
+from prefect_claim_dispatch.catalogue import import_catalogue
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dispatching.guard import guarded
@@ -39,16 +40,19 @@ def registry_of(processors: str | Iterable[str] | Registry | None) -> Registry:
         RegistrationError: a module that can't be imported, or a processor that can't be called.
         ConfigurationError: *processors* is something else.
     """
+    settings = settings_module.load()
     match processors:
         case Registry():
+            import_catalogue(settings.catalogue)
             processors.check()
             return processors
         case None:
-            load_modules(settings_module.load().processors)
+            names = settings.processors
         case str():
-            load_modules((processors,))
+            names = (processors,)
         case _:
-            load_modules(_names(processors))
+            names = _names(processors)
+    load_modules(names, catalogue=settings.catalogue)
     return registry
 
 

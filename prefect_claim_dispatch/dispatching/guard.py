@@ -11,10 +11,9 @@ from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.clocks import wall_clock
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Unprocessable, redacted
+from prefect_claim_dispatch.payloads import problems
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.processors import Processor
-
-MAX_PROBLEMS = 5
 
 
 def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[Action, dict[str, Any]] | Outcome:
@@ -35,7 +34,7 @@ def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[
     try:
         return action, processor.arguments(action)
     except ValidationError as error:
-        return Unprocessable(error_type="InvalidPayload", message=_problems(error))
+        return Unprocessable(error_type="InvalidPayload", message=problems(error))
     except Exception as error:  # noqa: BLE001 - a validator is the author's code and may raise anything
         return Unprocessable(error_type="InvalidPayload", message=f"validation raised {type(error).__name__}")
 
@@ -78,14 +77,3 @@ def _context(action: Action, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _why(error: BaseException) -> str:
     return redacted(f"{type(error).__name__}: {error}", 300)
-
-
-def _problems(error: ValidationError) -> str:
-    """Where the payload does not fit and why.
-
-    Its values are left out, since errors are shown to more people than payloads.
-    """
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(str(part) for part in problem['loc']) or 'payload'}: {problem['msg']}" for problem in problems]
-    more = f" (and {len(told) - MAX_PROBLEMS} more)" if len(told) > MAX_PROBLEMS else ""
-    return "; ".join(told[:MAX_PROBLEMS]) + more
