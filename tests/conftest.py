@@ -57,6 +57,18 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
 
 
+@pytest.fixture
+def empty_catalogue() -> Iterator[None]:
+    """Nothing in the process's catalogue of action types; as it was, after the test."""
+    from prefect_claim_dispatch.catalogue import catalogue  # late: the kit works, and is tested, without the package
+
+    known = dict(catalogue._entries)
+    catalogue._entries.clear()
+    yield
+    catalogue._entries.clear()
+    catalogue._entries.update(known)
+
+
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[str]:
     """The URL of a freshly migrated database, dropped after the test; once per database."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from sqlalchemy import text
 
@@ -26,6 +27,23 @@ from prefect_claim_dispatch import processor
 def shout(payload):
     print("from python")
     subprocess.run(["echo", "from a child"], check=True)
+"""
+CATALOGUE = """
+from typing import Annotated
+from pydantic import BaseModel, Field
+from prefect_claim_dispatch import action_type
+
+print("a module that talks")
+
+@action_type("email.welcome")
+class Welcome(BaseModel):
+    to: str
+    copies: Annotated[int, Field(ge=1)] = 1
+
+@action_type("comment.added")
+class Comment(BaseModel):
+    text: str
+    answers: list["Comment"] = []
 """
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
 
@@ -146,6 +164,91 @@ def test_publish_reads_standard_input(run: Run) -> None:
         ("b", {"n": 2}),
         ("a", {"n": 1}),
     ]
+
+
+@pytest.fixture
+def cataloguing(tmp_path: Path) -> dict[str, str]:
+    """The environment with a catalogue of two types, and no database."""
+    (tmp_path / "app_types.py").write_text(CATALOGUE)
+    return {"CLAIM_DISPATCH_CATALOGUE": "app_types", "CLAIM_DISPATCH_DATABASE_URL": NOTHING_LISTENS}
+
+
+def test_types_are_exported_as_one_document(run_anywhere: Run, cataloguing: dict[str, str]) -> None:
+    """For publishers in other languages: where to insert, and what; without a database, and the same each time."""
+    answers = [run_anywhere("types", "--json", "--table", "app.later", environment=cataloguing) for _ in range(2)]
+    one = run_anywhere("types", "email.welcome", "--json", environment=cataloguing)
+
+    document = answers[0].document
+    assert answers[0].output == answers[1].output
+    assert (document["table"], list(document["types"])) == ("app.later", ["comment.added", "email.welcome"])
+    welcome = document["types"]["email.welcome"]
+    assert welcome["class"] == "app_types.Welcome"
+    assert welcome["schema"]["required"] == ["to"]
+    assert welcome["schema"]["properties"]["copies"]["minimum"] == 1
+    assert one.document == {"table": "action_logs", "types": {"email.welcome": welcome}}
+    assert "a module that talks" in answers[0].errors
+    for described in document["types"].values():
+        jsonschema.Draft202012Validator.check_schema(described["schema"])
+
+
+def test_types_are_shown_to_people(run_anywhere: Run, cataloguing: dict[str, str]) -> None:
+    """With what each must have, also of a class that refers to itself; a module may be named on the spot."""
+    by_setting = run_anywhere("types", environment=cataloguing)
+    by_option = run_anywhere("types", "--catalogue", "app_types")
+    none = run_anywhere("types")
+
+    assert by_setting.output == by_option.output
+    lines = [line for line in by_setting.output.splitlines() if "app_types" in line]
+    assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines] == [
+        ["comment.added", "app_types.Comment", "text", "answers"],
+        ["email.welcome", "app_types.Welcome", "to", "copies"],
+    ]
+    assert "CLAIM_DISPATCH_CATALOGUE" in none.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["types", "email.wlecome"], "has comment.added, email.welcome"),
+        (["types", "--catalogue", "no_such_module"], "catalogue module 'no_such_module' can't be imported"),
+        (["publish", "a", "--catalogue", "no_such_module"], "catalogue module 'no_such_module' can't be imported"),
+    ],
+    ids=["type", "module", "publish"],
+)
+def test_what_the_catalogue_has_not_is_one_line(
+    run_anywhere: Run, cataloguing: dict[str, str], arguments: Sequence[str], told: str
+) -> None:
+    """Exit code 1, and nothing on standard output."""
+    answer = run_anywhere(*arguments, environment=cataloguing)
+
+    assert (answer.code, answer.output) == (1, "")
+    assert told in answer.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [(["{}"], ""), (["-"], "{}"), (["--lines"], '{"to": "ada"}\n{}\n')],
+    ids=["argument", "standard input", "lines"],
+)
+@pytest.mark.parametrize("option", [[], ["--catalogue", "app_types"]], ids=["setting", "option"])
+def test_publish_asks_the_catalogue(
+    run_anywhere: Run,
+    cataloguing: dict[str, str],
+    database_url: str,
+    *,
+    arguments: Sequence[str],
+    written: str,
+    option: Sequence[str],
+) -> None:
+    """A script's typo is refused as the application's is, and no row stays."""
+    environment = {"CLAIM_DISPATCH_DATABASE_URL": database_url}
+    environment |= {} if option else {"CLAIM_DISPATCH_CATALOGUE": cataloguing["CLAIM_DISPATCH_CATALOGUE"]}
+
+    refused = run_anywhere("publish", "email.welcome", *arguments, *option, stdin=written, environment=environment)
+
+    assert (refused.code, refused.output) == (1, "")
+    assert "payload of 'email.welcome' does not fit app_types.Welcome: to: Field required" in refused.errors
+    assert run_anywhere("list", "--json", environment=environment).document == []
 
 
 def test_publish_of_lines_is_all_or_nothing(run: Run) -> None:

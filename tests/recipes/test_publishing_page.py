@@ -1,4 +1,4 @@
-"""The programs of docs/publishing.md, run as they stand there; their assertions are the page's promises."""
+"""The programs of docs/publishing.md and docs/catalogue.md, run as they stand; their assertions are the pages' promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from prefect_claim_dispatch import databases
 from tests.kit.documents import blocks
 
-PROGRAMS = blocks("docs/publishing.md")
+PROGRAMS = blocks("docs/publishing.md") | blocks("docs/catalogue.md")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -34,6 +34,22 @@ def test_publishing_brings_no_prefect(sqlite_url: str) -> None:
     assert imported.isdisjoint(FOREIGN)
 
 
+def test_publishing_by_the_catalogue_brings_no_prefect(sqlite_url: str) -> None:
+    """The module of action types is what the web application and the processors share."""
+    imported = imported_by(
+        "from dataclasses import dataclass\n"
+        "from prefect_claim_dispatch import action_type, publish\n"
+        "@action_type('email.welcome')\n"
+        "@dataclass\n"
+        "class Welcome:\n"
+        "    to: str\n"
+        f"publish({sqlite_url!r}, 'email.welcome', Welcome('ada'))\n"
+    )
+
+    assert "sqlalchemy" in imported
+    assert imported.isdisjoint(FOREIGN)
+
+
 def test_looking_at_what_was_published_brings_no_prefect(sqlite_url: str) -> None:
     """The tests of a web application run where only the core is installed."""
     imported = imported_by(
