@@ -27,6 +27,8 @@ from prefect_claim_dispatch.payloads import Payload, problems
 __all__ = ["Catalogue", "Entry", "action_type", "catalogue", "import_catalogue"]
 
 PayloadT = TypeVar("PayloadT", bound=Payload)
+# Type checkers see that a class is a dataclass only after its decorators.
+DecoratedT = TypeVar("DecoratedT")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,7 +173,7 @@ def import_catalogue(modules: Iterable[str]) -> None:
 
 
 @overload
-def action_type(name: str, /) -> Callable[[type[PayloadT]], type[PayloadT]]: ...
+def action_type(name: str, /) -> Callable[[type[DecoratedT]], type[DecoratedT]]: ...
 @overload
 def action_type(name: str, payload_class: type[PayloadT], /) -> type[PayloadT]: ...
 def action_type(name: str, payload_class: type[Any] | None = None, /) -> Any:

