@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from prefect_claim_dispatch import DispatchReport, operations, publish
 from prefect_claim_dispatch.errors import ConfigurationError, RegistrationError
+from prefect_claim_dispatch.flow import claim_dispatch, run_claim_flow
 from tests.acceptance.conftest import Dispatch
 from tests.acceptance.processors import ledger
 from tests.kit.prefect_server import PrefectServer
@@ -250,15 +252,9 @@ def test_secret_block_names_the_database(
 
 @pytest.mark.parametrize("run", [claim_dispatch, run_claim_flow])
 def test_catalogue_that_does_not_import_claims_nothing(
-    engine: Engine,
-    database_url: str,
-    prefect_api: PrefectServer,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    run: Callable[..., DispatchReport],
+    engine: Engine, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch, run: Callable[..., DispatchReport]
 ) -> None:
     """Without its classes, processors would get dicts where they expect models."""
-    monkeypatch.setenv("CLAIM_DISPATCH_DATABASE_URL", database_url)
     monkeypatch.setenv("CLAIM_DISPATCH_CATALOGUE", "no.such.catalogue")
     id_ = published(engine, "t.note")
 
