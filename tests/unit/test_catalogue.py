@@ -64,6 +64,10 @@ class Note(TypedDict):
     level: NotRequired[int]
 
 
+class Incomplete(BaseModel):
+    it: NeverDefined  # noqa: F821
+
+
 class Tree(BaseModel):
     name: str
     children: list[Tree] = []
@@ -174,10 +178,6 @@ class TestRegistering:
 
     def test_class_that_pydantic_can_not_use_is_refused_when_it_is_wanted(self) -> None:
         """A name that is missing at registration may come later; one that never comes is no fault of the payload."""
-
-        class Incomplete(BaseModel):
-            it: NeverDefined  # noqa: F821
-
         action_type("email.incomplete", Incomplete)
 
         with pytest.raises(RegistrationError) as refused:
@@ -384,9 +384,6 @@ class TestProcessors:
     def test_class_that_can_not_be_used_is_found_by_check(self, pattern: str) -> None:
         """Found per row, it would send the backlog to dead."""
 
-        class Incomplete(BaseModel):
-            it: NeverDefined  # noqa: F821
-
         def greet(payload): ...  # type: ignore[no-untyped-def]
 
         action_type("email.welcome", Incomplete)
@@ -396,9 +393,6 @@ class TestProcessors:
 
     def test_processor_that_takes_no_payload_needs_no_class(self) -> None:
         """Nor do types that it has nothing to do with."""
-
-        class Incomplete(BaseModel):
-            it: NeverDefined  # noqa: F821
 
         def tick() -> None: ...
 
