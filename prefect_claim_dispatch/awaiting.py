@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.engines import translated
-from prefect_claim_dispatch.errors import ConfigurationError
+from prefect_claim_dispatch.errors import ConfigurationError, DatabaseUnavailableError
+from prefect_claim_dispatch.outcomes import redacted
 from prefect_claim_dispatch.publishing import publish, publish_many
 
 AsyncBind = AsyncEngine | AsyncConnection | AsyncSession
@@ -25,8 +26,12 @@ def _awaited(function: Callable[Concatenate[Bind, P], R]) -> Callable[Concatenat
         match bind:
             case AsyncEngine():
                 with translated():
-                    async with bind.begin() as connection:
-                        return await connection.run_sync(function, *arguments, **options)
+                    connection = await _connected(bind)
+                    try:
+                        async with connection.begin():
+                            return await connection.run_sync(function, *arguments, **options)
+                    finally:
+                        await connection.close()
             case AsyncConnection() | AsyncSession():
                 return await bind.run_sync(function, *arguments, **options)
             case _:
@@ -35,6 +40,14 @@ def _awaited(function: Callable[Concatenate[Bind, P], R]) -> Callable[Concatenat
                 raise ConfigurationError(msg)
 
     return run
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    try:
+        return await engine.connect()
+    except OSError as error:  # asyncpg's, which SQLAlchemy passes on as it is
+        msg = f"the database can't be reached: {redacted(str(error), 300)}; check the engine's URL"
+        raise DatabaseUnavailableError(msg) from error
 
 
 apublish = _awaited(publish)

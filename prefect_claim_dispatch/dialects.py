@@ -221,8 +221,10 @@ def unindexed(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def is_autocommit(connection: Connection) -> bool:
     """Whether the driver commits every statement by itself, so that there is no transaction to join."""
-    driver: Any = connection.connection.driver_connection
-    if getattr(driver, "autocommit", False) is True:
+    pooled = connection.connection
+    driver: Any = pooled.driver_connection
+    # asyncpg's own connection does not say so, SQLAlchemy's around it does.
+    if any(getattr(one, "autocommit", False) is True for one in (driver, pooled.dbapi_connection)):
         return True
     return connection.dialect.name == SQLITE and driver.isolation_level is None and not driver.in_transaction
 

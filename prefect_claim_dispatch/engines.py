@@ -60,7 +60,7 @@ def parsed_url(url: str) -> URL:
     if backend not in SUPPORTED:
         msg = f"database {backend!r} is not supported; use PostgreSQL or SQLite"
         raise ConfigurationError(msg)
-    if backend == POSTGRESQL and importlib.util.find_spec("psycopg") is None:
+    if parsed.drivername == "postgresql+psycopg" and importlib.util.find_spec("psycopg") is None:
         what = "PostgreSQL"
         raise MissingExtraError(what, "postgres")
     return parsed
@@ -152,7 +152,7 @@ def translated() -> Generator[None]:
 
 def _translate(error: DBAPIError) -> DatabaseError:
     reason = redacted(str(error.orig).strip().split("\n")[0], 300)
-    state = getattr(error.orig, "sqlstate", None)
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
     if state in ("42P01", "3F000") or "no such table" in reason:
         return SchemaMissingError(f"the action table is not there ({reason}); run: claim-dispatch db upgrade")
     if state == "42703" or "no such column" in reason:
