@@ -1,11 +1,30 @@
 # The ten commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
 READY = .venv/.ready
 WORKERS ?= 2
+COMPILE = uv pip compile pyproject.toml --quiet --upgrade --constraint constraints/held.txt --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-header
+# Named one by one: pytest refuses a path that is not there, where a pattern could select nothing and pass.
+SLIM = \
+  tests/unit/test_drafts.py \
+  tests/unit/test_imports.py \
+  tests/unit/test_payloads.py \
+  tests/unit/test_rules.py \
+  tests/unit/test_settings.py \
+  tests/conformance/test_awaiting.py \
+  tests/conformance/test_bad_input.py \
+  tests/conformance/test_drivers.py \
+  tests/conformance/test_migrations.py \
+  tests/conformance/test_operations.py \
+  tests/conformance/test_parameter_rows.py \
+  tests/conformance/test_publishing.py \
+  tests/conformance/test_publishing_properties.py \
+  tests/conformance/test_publishing_transactions.py \
+  tests/conformance/test_rendering.py
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -17,6 +36,10 @@ demo: $(READY)
 ## make test         all tests, on SQLite and a real PostgreSQL, in parallel and in random order
 test: $(READY)
 	$(BIN)/pytest -q -n $(WORKERS) $(ARGS)
+
+## make test-slim    what an application uses that only publishes, on SQLAlchemy 2.1 and without Prefect
+test-slim: .venv-slim/.ready
+	.venv-slim/bin/pytest -q -n $(WORKERS) -k "not postgresql-15" $(ARGS) $(SLIM)
 
 ## make lint         style, types, layers
 lint: $(READY)
@@ -44,24 +67,32 @@ audit: $(READY)
 
 ## make constraints  resolve all dependencies anew, with hashes and without addresses (needs uv)
 constraints:
-	uv pip compile pyproject.toml --quiet --upgrade --extra dev --constraint constraints/held.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-header --output-file constraints/dev.txt
+	$(COMPILE) --extra dev --output-file constraints/dev.txt
+	$(COMPILE) --extra postgres --output-file constraints/slim.txt constraints/slim.in
 
 clean:
-	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-slim .pytest_cache .ruff_cache .hypothesis build dist
+
+# An environment with exactly what a hashed constraints file names, and this package: $(call environment,folder,constraints)
+define environment
+	@echo "making $(1) with $(PYTHON)"
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --clear --python $(PYTHON) $(1) && \
+	  uv pip install --quiet --python $(1)/bin/python --no-deps --require-hashes -r $(2) && \
+	  uv pip install --quiet --python $(1)/bin/python --no-deps -e . ; \
+	else \
+	  $(PYTHON) -m venv --clear $(1) && \
+	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2) && \
+	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . ; \
+	fi
+	@touch $(1)/.ready
+endef
 
 $(READY): pyproject.toml constraints/dev.txt
-	@echo "making .venv with $(PYTHON)"
-	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --clear --python $(PYTHON) .venv && \
-	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints/dev.txt && \
-	  uv pip install --quiet --python $(BIN)/python --no-deps -e . ; \
-	else \
-	  $(PYTHON) -m venv --clear .venv && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints/dev.txt && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e . ; \
-	fi
-	@touch $(READY)
+	$(call environment,.venv,constraints/dev.txt)
+
+.venv-slim/.ready: pyproject.toml constraints/slim.txt
+	$(call environment,.venv-slim,constraints/slim.txt)
 
 .venv-peers/.ready: benchmarks/peers.txt
 	@$(PYTHON) -m venv --clear .venv-peers && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 FOREIGN = ("prefect", "alembic", "cyclopts", "rich")
 
 
@@ -12,6 +14,10 @@ def imported_by(code: str) -> set[str]:
     """The top-level packages that a fresh interpreter imports for *code*."""
     run = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_import_brings_no_prefect() -> None:
@@ -88,3 +94,25 @@ def test_drain_without_prefect_says_what_to_install(sqlite_url: str) -> None:
         "testing.drain needs the extra 'prefect': pip install 'prefect-claim-dispatch[prefect]'",
         "prefect_claim_dispatch.dispatching.guard",
     ]
+
+
+@pytest.mark.parametrize("name", ["processor", "claim_dispatch"])
+def test_names_that_need_prefect_say_what_to_install(name: str) -> None:
+    """One line, instead of a traceback out of a package that the reader never asked for."""
+    run = python(f"import sys; sys.modules['prefect'] = None\nfrom prefect_claim_dispatch import {name}")
+
+    needs = f"{name} needs the extra 'prefect': pip install 'prefect-claim-dispatch[prefect]'"
+    assert run.stderr.splitlines()[-1] == f"prefect_claim_dispatch.errors.MissingExtraError: {needs}"
+
+
+def test_postgresql_without_a_driver_says_what_to_install() -> None:
+    """The core alone has SQLite only; psycopg2 needs no psycopg 3."""
+    code = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from prefect_claim_dispatch.engines import parsed_url\n"
+        "parsed_url('postgresql+psycopg2://host/db')\n"
+        "parsed_url('postgresql://host/db')"
+    )
+
+    needs = "PostgreSQL needs the extra 'postgres': pip install 'prefect-claim-dispatch[postgres]'"
+    assert python(code).stderr.splitlines()[-1] == f"prefect_claim_dispatch.errors.MissingExtraError: {needs}"

@@ -17,6 +17,7 @@ import prefect_claim_dispatch
 
 ROOT = Path(__file__).parents[2]
 NAME = "prefect-claim-dispatch"
+PREFECT = re.compile(r"^(from|import) prefect\b(?!_)", re.MULTILINE)
 PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
@@ -28,8 +29,12 @@ def required(extra: str = "") -> dict[str, Requirement]:
     return {str(canonicalize_name(one.name)): one for one in (added if extra else core)}
 
 
-def constraints() -> str:
-    return (ROOT / "constraints" / "dev.txt").read_text(encoding="utf-8")
+def constraints(name: str = "dev") -> str:
+    return (ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def pinned(name: str = "dev") -> dict[str, Version]:
+    return {str(canonicalize_name(name)): Version(version) for name, version in PINNED.findall(constraints(name))}
 
 
 def project() -> dict[str, Any]:
@@ -89,12 +94,13 @@ def test_wheel_is_the_package_with_its_types_and_migrations() -> None:
     assert list((package / "migrations" / "versions").glob("0001_*.py"))
 
 
-def test_constraints_pin_by_hash_and_name_no_address() -> None:
+@pytest.mark.parametrize(("name", "at_least"), [("dev", 50), ("slim", 30)])
+def test_constraints_pin_by_hash_and_name_no_address(name: str, at_least: int) -> None:
     """An address or a path would tie the file to one machine; a pin without hash stops the installation."""
-    text = constraints()
+    text = constraints(name)
     blocks = re.split(r"\n(?=\S)", text.strip())
 
-    assert len(blocks) > 50
+    assert len(blocks) > at_least
     for block in blocks:
         assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; [^\\/]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", block), block
 
@@ -102,9 +108,31 @@ def test_constraints_pin_by_hash_and_name_no_address() -> None:
 @pytest.mark.parametrize("group", ["", "prefect", "postgres", "dev"])
 def test_constraints_hold_what_is_required(group: str) -> None:
     """A requirement that was added without `make constraints` is missing on a fresh clone, and on no other."""
-    pins = {str(canonicalize_name(name)): Version(version) for name, version in PINNED.findall(constraints())}
+    pins = pinned()
 
     wanted = required(group)
 
     assert set(wanted) <= set(pins)
     assert {name for name, one in wanted.items() if not one.specifier.contains(pins[name])} == set()
+
+
+def test_slim_constraints_are_an_application_that_only_publishes() -> None:
+    """`make test-slim` proves nothing where Prefect is, or SQLAlchemy 2.0."""
+    pins = pinned("slim")
+    wanted = {**required(), **required("postgres")}
+
+    assert {"prefect", "fastapi"}.isdisjoint(pins)
+    assert not pins["sqlalchemy"].is_prerelease
+    assert pins["sqlalchemy"] >= Version("2.1")
+    assert {name for name, one in wanted.items() if not one.specifier.contains(pins[name])} == set()
+
+
+def test_slim_tests_are_there_and_are_all_of_publishing() -> None:
+    """A file of tests that nobody runs there says nothing about SQLAlchemy 2.1."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"^  (tests/\S+\.py)(?: \\)?$", makefile, re.MULTILINE)
+    publishing = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/conformance/test_publishing*.py")}
+
+    assert publishing <= set(named)
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+    assert [path for path in named if PREFECT.search((ROOT / path).read_text(encoding="utf-8"))] == []
