@@ -19,6 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, make_url, select, text
 
+from prefect_claim_dispatch import publish
 from prefect_claim_dispatch.schema import actions_table
 from tests.kit.documents import ROOT, blocks
 
@@ -111,22 +112,44 @@ def test_web_frameworks_with_sqlalchemy(
 
 def test_django_on_its_own_connection(database_url: str, engine: Engine, tmp_path: Path) -> None:
     """`transaction.atomic` is the transaction, and no SQLAlchemy connection is anywhere."""
-    for name, code in RECIPES.items():
-        if name.startswith("django/"):
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(code, encoding="utf-8")
-    script = str(Path(__file__).with_name("django_served.py"))
-    arguments = [str(tmp_path / "django"), json.dumps(django_database(database_url)), str(PAID), str(DECLINED)]
-
-    run = subprocess.run(
-        [sys.executable, "-W", "error", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    run = run_django("django_served.py", tmp_path, database_url, str(PAID), str(DECLINED))
 
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {"statuses": [201, 402], "again": None}
     assert_only_the_paid_order_expires(engine)
     assert actions(engine)[0].idempotency_key == "order:1"
+
+
+def test_django_tests_see_what_was_published(database_url: str, tmp_path: Path) -> None:
+    """Django's test database has only what Django's migrations make, and a TestCase commits nothing."""
+    run = run_django("django_commanded.py", tmp_path, database_url, "test", "shop")
+
+    assert run.returncode == 0, run.stderr
+    assert "Ran 2 tests" in run.stderr
+
+
+def test_django_migration_leaves_a_table_alone_that_is_there(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """In production `claim-dispatch db upgrade` may have made it, with actions in it."""
+    publish(engine, "before")
+
+    run = run_django("django_commanded.py", tmp_path, database_url, "migrate", "shop")
+
+    assert run.returncode == 0, run.stderr
+    assert [action.type for action in actions(engine)] == ["before"]
+
+
+def run_django(script: str, folder: Path, database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Write the recipe's files into *folder* and run *script* of this folder on them."""
+    for name, code in RECIPES.items():
+        if name.startswith("django/"):
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code, encoding="utf-8")
+            (file.parent / "__init__.py").touch()
+    path = str(Path(__file__).with_name(script))
+    command = [sys.executable, "-W", "error", path, str(folder / "django")]
+    command += [json.dumps(django_database(database_url)), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def django_database(database_url: str) -> Mapping[str, Any]:
