@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_claim_dispatch.actions import Action, ActionStatus
 from prefect_claim_dispatch.drafts import Draft, Receipt
+from prefect_claim_dispatch.errors import MissingExtraError, comes_with_prefect
 from prefect_claim_dispatch.outcomes import Cancel, Snooze
 from prefect_claim_dispatch.publishing import Publisher, publish, publish_many
 
@@ -75,10 +76,8 @@ def _loaded(name: str) -> ModuleType:
     try:
         return import_module(f"{__name__}.{_LAZY[name]}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "prefect":
+        if not comes_with_prefect(error):
             raise
-        from prefect_claim_dispatch.errors import MissingExtraError  # noqa: PLC0415 - seldom wanted
-
         raise MissingExtraError(name, "prefect") from error
 
 

@@ -118,6 +118,12 @@ class MissingExtraError(ConfigurationError):
         self.extra = extra
 
 
+def comes_with_prefect(error: ModuleNotFoundError) -> bool:
+    """Whether what is missing is what the extra ``prefect`` installs."""
+    # httpx, of Prefect's client, may be the first that is missed.
+    return (error.name or "").partition(".")[0] in {"prefect", "httpx"}
+
+
 class PrefectUnavailableError(ClaimDispatchError):
     """The Prefect API can't be reached or refuses us; nothing was claimed."""
 

@@ -19,6 +19,7 @@ from prefect_claim_dispatch.errors import (
     InvalidInstantError,
     MissingExtraError,
     UnexpectedActionsError,
+    comes_with_prefect,
 )
 from prefect_claim_dispatch.expectations import (
     Expectation,
@@ -153,7 +154,7 @@ def drain(
     try:
         from prefect_claim_dispatch.dispatching.draining import Drain, registry_of  # noqa: PLC0415 - imports Prefect
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "prefect":
+        if not comes_with_prefect(error):
             raise
         what = "testing.drain"
         raise MissingExtraError(what, "prefect") from error

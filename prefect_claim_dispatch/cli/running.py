@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 from cyclopts import App
 
 from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, find_modules_here
 from prefect_claim_dispatch.cli.output import output_to_stderr, print_json, print_table, say
-from prefect_claim_dispatch.errors import MissingExtraError
+from prefect_claim_dispatch.errors import MissingExtraError, comes_with_prefect
 from prefect_claim_dispatch.reports import DispatchReport
 
 NOW = timedelta(0)
@@ -72,8 +73,11 @@ def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = Fal
         debug: Show the traceback of an error.
     """
     del debug  # `cli.run` looks at it
-    with _needs_prefect("claim-dispatch demo"):
-        from prefect_claim_dispatch.demo.run import main  # noqa: PLC0415 - Prefect, if it is installed
+    if find_spec("prefect") is None:  # the demo starts Prefect's server, and imports nothing of it itself
+        what = "claim-dispatch demo"
+        raise MissingExtraError(what, "prefect")
+    from prefect_claim_dispatch.demo.run import main  # noqa: PLC0415 - wanted by this command only
+
     return main(directory=directory, keep=keep)
 
 
@@ -82,7 +86,7 @@ def _needs_prefect(what: str) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "prefect":
+        if not comes_with_prefect(error):
             raise
         raise MissingExtraError(what, "prefect") from error
 

@@ -508,10 +508,12 @@ def test_processors_that_do_not_import_are_one_line(
     assert module in answer.errors
 
 
-def test_missing_prefect_says_what_to_install() -> None:
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_missing_prefect_says_what_to_install(command: str) -> None:
     """A web application installs the package without Prefect, and may still have the command line."""
     code = (
-        "import sys; sys.modules['prefect'] = None\nfrom prefect_claim_dispatch import cli\nsys.exit(cli.run(['run']))"
+        "import sys; sys.modules |= dict.fromkeys(['httpx', 'prefect'])\n"
+        f"from prefect_claim_dispatch import cli\nsys.exit(cli.run([{command!r}]))"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

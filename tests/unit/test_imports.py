@@ -87,19 +87,20 @@ def test_drain_without_prefect_says_what_to_install(sqlite_url: str) -> None:
 
     told = [
         subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=True).stdout.strip()
-        for module in ("prefect", "prefect_claim_dispatch.dispatching.guard")
+        for module in ("prefect", "prefect_claim_dispatch.dispatching.draining")
     ]
 
     assert told == [
         "testing.drain needs the extra 'prefect': pip install 'prefect-claim-dispatch[prefect]'",
-        "prefect_claim_dispatch.dispatching.guard",
+        "prefect_claim_dispatch.dispatching.draining",
     ]
 
 
 @pytest.mark.parametrize("name", ["processor", "claim_dispatch"])
 def test_names_that_need_prefect_say_what_to_install(name: str) -> None:
-    """One line, instead of a traceback out of a package that the reader never asked for."""
-    run = python(f"import sys; sys.modules['prefect'] = None\nfrom prefect_claim_dispatch import {name}")
+    """One line that names the extra, and not httpx, which comes with Prefect and is missed first."""
+    code = f"import sys; sys.modules |= dict.fromkeys(['httpx', 'prefect'])\nfrom prefect_claim_dispatch import {name}"
+    run = python(code)
 
     needs = f"{name} needs the extra 'prefect': pip install 'prefect-claim-dispatch[prefect]'"
     assert run.stderr.splitlines()[-1] == f"prefect_claim_dispatch.errors.MissingExtraError: {needs}"
