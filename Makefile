@@ -56,10 +56,11 @@ format: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-## make bench        claim + settle, and publish, against bare psycopg and against peers, as ratios
+## make bench        claim + settle, and publish, against bare psycopg and against peers; imports; all as ratios
 bench: $(READY) .venv-peers/.ready
 	$(BIN)/python benchmarks/claim_settle.py --peer-python .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/publish.py --peer-python .venv-peers/bin/python $(ARGS)
+	$(BIN)/python benchmarks/imports.py
 
 ## make audit        known vulnerabilities in what the constraints name
 audit: $(READY)
