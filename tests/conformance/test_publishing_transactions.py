@@ -33,6 +33,7 @@ from prefect_claim_dispatch.errors import (
     DuplicateActionError,
     SchemaMissingError,
 )
+from prefect_claim_dispatch.publishing import CHUNK_ROWS
 from tests.kit.tables import TABLE
 from tests.kit.waiting import wait_until
 
@@ -591,3 +592,32 @@ def connections_of(engine: Engine) -> int:
     with engine.connect() as connection:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         return connection.exec_driver_sql(query).scalar_one()
+
+
+def test_long_batches_that_cross_lose_nothing_and_say_to_try_again(postgres_url: str) -> None:
+    """Keys are sorted within a thousand, not in a whole stream: one of two may be given up, whole and by name."""
+    meeting = Barrier(2, timeout=30)
+
+    def crossing(first: str, last: str) -> Iterator[Draft]:
+        yield Draft().type("a").idempotency(first)
+        yield from [Draft().type("unkeyed")] * (CHUNK_ROWS - 1)
+        meeting.wait()  # both have inserted their first thousand, and hold its key
+        yield Draft().type("a").idempotency(last)
+
+    def publishing(first: str, last: str) -> str:
+        try:
+            publish_many(engine, crossing(first, last))
+        except DatabaseContendedError as refusal:
+            return str(refusal)
+        return "published"
+
+    engine = create_engine(parsed_url(postgres_url))
+    with ThreadPoolExecutor() as threads:
+        said = sorted(threads.map(publishing, ["x", "y"], ["y", "x"]))
+    with engine.connect() as connection:
+        held = connection.execute(select(TABLE.c.type, func.count()).group_by(TABLE.c.type)).all()
+    engine.dispose()
+
+    assert said[1] == "published"
+    assert "nothing was written; try again" in said[0]
+    assert sorted(map(tuple, held)) == [("a", 2), ("unkeyed", CHUNK_ROWS - 1)]
