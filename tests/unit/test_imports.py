@@ -118,9 +118,11 @@ def test_postgresql_without_a_driver_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['psycopg'] = None\n"
         "from prefect_claim_dispatch.engines import parsed_url\n"
-        "parsed_url('postgresql+psycopg2://host/db')\n"
+        "print(parsed_url('postgresql+psycopg2://host/db').drivername)\n"
         "parsed_url('postgresql://host/db')"
     )
 
     needs = "PostgreSQL needs the extra 'postgres': pip install 'prefect-claim-dispatch[postgres]'"
-    assert python(code).stderr.splitlines()[-1] == f"prefect_claim_dispatch.errors.MissingExtraError: {needs}"
+    run = python(code)
+    assert run.stdout.strip() == "postgresql+psycopg2"
+    assert run.stderr.splitlines()[-1] == f"prefect_claim_dispatch.errors.MissingExtraError: {needs}"
