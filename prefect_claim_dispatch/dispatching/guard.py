@@ -39,6 +39,11 @@ def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[
         return Unprocessable(error_type="InvalidPayload", message=f"validation raised {type(error).__name__}")
 
 
+def facts_about(action: Action, processor: Processor) -> dict[str, Any]:
+    """The present state that the rules of *action* look at; empty when *processor* names none."""
+    return {} if processor.facts is None else dict(processor.facts(action))
+
+
 def _ask_rules(action: Action, processor: Processor) -> Outcome | None:
     if action.rules is None:
         return None
@@ -47,32 +52,16 @@ def _ask_rules(action: Action, processor: Processor) -> Outcome | None:
     except Exception as error:  # noqa: BLE001 - rules written behind our back may break the engine in any way
         return Unprocessable(error_type="InvalidRules", message=_why(error))
     try:
-        facts = dict(processor.facts(action)) if processor.facts is not None else {}
+        facts = facts_about(action, processor)
     except Exception as error:  # noqa: BLE001 - the present state can't be asked now; it may be tomorrow
         return Failed.from_exception(error)
     try:
-        is_wanted = rules.evaluate(compiled, _context(action, facts))
+        is_wanted = rules.evaluate(compiled, rules.context_of(action, facts, now=wall_clock()))
     except Exception as error:  # noqa: BLE001
         return Unprocessable(error_type="RulesFailed", message=_why(error))
     if is_wanted:
         return None
     return processor.on_rules_false or Cancel("the rules are false")
-
-
-def _context(action: Action, facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "payload": dict(action.payload),
-        "meta": dict(action.meta),
-        "action": {
-            "id": action.id,
-            "type": action.type,
-            "attempt": action.attempt,
-            "end_at": action.end_at.isoformat(),
-            "created_at": action.created_at.isoformat(),
-        },
-        "now": wall_clock().isoformat(),
-        "facts": facts,
-    }
 
 
 def _why(error: BaseException) -> str:

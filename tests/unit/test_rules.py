@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,34 +123,14 @@ def test_equal_rules_are_compiled_once() -> None:
     assert compile_rules({"!": [True]}) is compile_rules({"!": (True,)})
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [
-        {"map": [{"var": "a"}, {"map": [{"val": [[2], "a"]}, {"map": [{"val": [[4], "a"]}, 1]}]}]},
-        {"reduce": [{"var": "a"}, {"cat": [{"var": "accumulator"}, {"var": "accumulator"}]}, "x"]},
-        {"reduce": [{"var": "a"}, {"merge": [{"var": "accumulator"}, {"var": "accumulator"}]}, [1]]},
-        {"reduce": [list(range(1000)), {"cat": [{"var": "accumulator"}, {"var": "accumulator"}]}, "x"]},
-    ],
-)
-def test_rule_bomb_ends_within_its_budget(rules: Any) -> None:
-    """One publisher's rule must not hold up everybody's actions, nor take the process's memory."""
-    compiled = compile_rules(rules)
-    began = time.monotonic()
-
-    with pytest.raises(InvalidRulesError, match="more than 100000 operations"):
-        evaluate(compiled, {"a": list(range(1000))})
-
-    assert time.monotonic() - began < 5
-
-
 def test_evaluation_that_fails_shows_no_value() -> None:
-    """The engine quotes what a rule throws, which may be the payload."""
+    """The engine may quote what a rule was given, which may be the payload."""
     with pytest.raises(InvalidRulesError) as failed:
-        holds({"throw": {"var": "payload.secret"}}, payload={"secret": SECRET})
+        holds({"datetime": {"var": "payload.secret"}}, payload={"secret": SECRET})
 
     assert SECRET not in str(failed.value)
     assert failed.value.__cause__ is None
-    assert "in operator 'throw'" in str(failed.value)
+    assert "in operator 'datetime'" in str(failed.value)
 
 
 def test_rules_written_behind_our_back_are_compiled_as_they_are() -> None:
