@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, cast
 
 from sqlalchemy import Row
 
-from prefect_claim_dispatch.actions import ActionStatus
+from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, ActionStatus
 from prefect_claim_dispatch.schema import INSTANTS
 
 TEXTS: Final = ("type", "idempotency_key", "ordering_key", "claimed_by", "run_id")
@@ -50,6 +50,33 @@ class ActionRow:
     def last_error(self) -> str:
         """What the newest entry of `errors` says; empty when there is none."""
         return str(self.errors[-1].get("message", "")) if self.errors else ""
+
+    def action(self, table: str, schema: str | None) -> Action | None:
+        """The row as its next attempt would see it, without a lease; None where it can't be decoded."""
+        stored: object = self.payload
+        if not isinstance(stored, dict) or self.end_at is None or self.created_at is None:
+            return None
+        payload = dict(cast("dict[str, Any]", stored))
+        rules, meta = payload.pop(RESERVED_RULES, None), payload.pop(RESERVED_META, None)
+        if meta is not None and not isinstance(meta, dict):
+            return None
+        return Action(
+            id=self.id,
+            type=self.type,
+            payload=payload,
+            meta=cast("dict[str, Any]", meta or {}),
+            rules=rules,
+            end_at=self.end_at,
+            created_at=self.created_at,
+            claim_count=self.claim_count,
+            fail_count=self.fail_count,
+            priority=self.priority,
+            idempotency_key=self.idempotency_key,
+            ordering_key=self.ordering_key,
+            errors=self.errors,
+            table=table,
+            schema=schema,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The columns, ready for JSON: instants in ISO 8601."""

@@ -110,18 +110,44 @@ def context_of(action: Action, facts: Mapping[str, Any], *, now: datetime) -> di
     }
 
 
-def evaluate(compiled: CompiledRules, context: Mapping[str, Any]) -> bool:
+def encode_context(context: Mapping[str, Any]) -> str:
+    """*context* as JSON text, for those who evaluate more than one thing over it.
+
+    Raises:
+        InvalidRulesError: something in it, most likely in the facts, is no JSON.
+    """
+    return encode(context, _FACTS)
+
+
+def evaluate(compiled: CompiledRules, context: Mapping[str, Any] | str) -> bool:
     """Whether the rules hold in *context*, by JSONLogic's idea of truth: "", [], {}, 0 and null are false.
 
     Raises:
         InvalidRulesError: they can't be evaluated, or not within `MAX_OPERATIONS`. It shows no value of the context.
     """
+    return _result(compiled.rule, context if isinstance(context, str) else encode_context(context)) == "true"
+
+
+def value_of(compiled: CompiledRules, context: str) -> tuple[str, str | None]:
+    """The kind of what the rules come to, as the operator `type` has it, and the value as JSON text.
+
+    No text of what is null, a list or an object: it can be of any size, and the budget does not count it.
+
+    Raises:
+        InvalidRulesError: as `evaluate`.
+    """
+    kind = str(json.loads(_result(_ENGINE.compile(f'{{"type":[{compiled.text}]}}'), context)))
+    value = None if kind in ("null", "array", "object") else _result(_ENGINE.compile(compiled.text), context)
+    return kind, value
+
+
+def _result(rule: Rule, context: str) -> str:
     try:
-        result, _spent = compiled.rule.evaluate_metered(encode(context, _FACTS))
+        result, _spent = rule.evaluate_metered(context)
     except DataLogicError as error:
         kind, operator = getattr(error, "error_type", type(error).__name__), getattr(error, "operator", None)
     else:
-        return result == "true"
+        return result
     # Not chained: the engine's own message may quote the payload.
     if kind == "BudgetExceeded":
         msg = f"rules take more than {MAX_OPERATIONS} operations, last in {operator!r}; simplify them"

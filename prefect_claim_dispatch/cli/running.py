@@ -46,7 +46,7 @@ def run(
     """
     common = common or Common()
     find_modules_here()
-    with _needs_prefect("claim-dispatch run"):
+    with needs_prefect("claim-dispatch run"):
         from prefect_claim_dispatch.flow import run_claim_flow  # noqa: PLC0415 - Prefect, if it is installed
     with output_to_stderr():
         report = run_claim_flow(
@@ -82,7 +82,8 @@ def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = Fal
 
 
 @contextmanager
-def _needs_prefect(what: str) -> Generator[None]:
+def needs_prefect(what: str) -> Generator[None]:
+    """Tell a missing Prefect as the extra that brings it; any other missing module as what it is."""
     try:
         yield
     except ModuleNotFoundError as error:

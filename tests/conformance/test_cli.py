@@ -534,3 +534,70 @@ def test_help_imports_neither_prefect_nor_alembic() -> None:
 
     assert done.returncode == 0
     assert b"publish" in done.stdout
+
+
+RULING_PROCESSOR = """
+from prefect_claim_dispatch import processor
+
+def state(action):
+    if action.payload["order"] == 13:
+        raise LookupError("no such order")
+    return {"is_paid": action.payload["order"] == 7}
+
+@processor("order.expire", facts=state)
+def expire(payload):
+    pass
+"""
+UNPAID = json.dumps({"and": [{"==": [{"var": "payload.shop"}, "north"]}, {"!": [{"var": "facts.is_paid"}]}]})
+
+
+def publish_order(run: Run, order: int, rules: str = UNPAID) -> str:
+    """The id of an action whose rules look at payload and facts."""
+    payload = json.dumps({"shop": "north", "order": order})
+    return str(run("publish", "order.expire", payload, "--rules", rules, "--json").document["id"])
+
+
+def test_rules_are_explained_without_processors(run: Run) -> None:
+    """Where only the core is installed too: Prefect is not even looked for."""
+    id_ = publish_order(run, 7)
+
+    said = run("rules", "explain", id_)
+    document = run("rules", "explain", id_, "--json").document
+
+    assert (said.code, said.errors) == (0, "")
+    assert "(pending): its rules hold" in said.output
+    assert "facts: {}, since no processors are given" in said.output
+    assert (document["rules"]["state"], document["verdict"]) == ("true", "its rules hold")
+
+
+def test_rules_are_explained_with_the_facts_of_the_processor(run: Run, tmp_path: Path) -> None:
+    """The same context as at dispatch: the part that is false is the one that made dispatch cancel it."""
+    (tmp_path / "ruling.py").write_text(RULING_PROCESSOR)
+    id_ = publish_order(run, 7)
+
+    document = run("rules", "explain", id_, "--processors", "ruling", "--json").document
+    shown = run("rules", "explain", id_, "--processors", "ruling", "--values").output
+    hidden = run("rules", "explain", id_, "--processors", "ruling").output
+
+    assert [part["state"] for part in document["rules"]["parts"]] == ["true", "false"]
+    assert document["verdict"] == "its rules are false"
+    assert '= "north"' in shown
+    assert '= "north"' not in hidden
+
+
+def test_rules_that_cannot_be_explained_say_why(run: Run, database_url: str, tmp_path: Path) -> None:
+    """No rules, no facts, no payload, no action: each is told, none is a traceback."""
+    (tmp_path / "ruling.py").write_text(RULING_PROCESSOR)
+    without = str(run("publish", "order.expire", '{"order": 1}', "--json").document["id"])
+    faceless, broken = publish_order(run, 13), publish_order(run, 1)
+    execute(database_url, f"UPDATE action_logs SET payload = '[1]' WHERE id = {broken}")
+    late = publish_order(run, 2, json.dumps({"datetime": {"var": "payload.shop"}}))
+
+    assert "it has no rules" in run("rules", "explain", without).output
+    assert "LookupError: no such order" in run("rules", "explain", faceless, "--processors", "ruling").output
+    assert "its payload can't be decoded" in run("rules", "explain", broken).output
+    assert "rules can't be evaluated: " in run("rules", "explain", late).output
+    assert run("rules", "explain", late).code == 0
+    missing = run("rules", "explain", "4711")
+    assert missing.code == 1
+    assert_one_line(missing.errors)
