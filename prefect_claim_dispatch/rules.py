@@ -195,7 +195,7 @@ def _uncounted(rules: Any, pointer: str) -> str | None:
 
 
 def _refusal(operator: str, arguments: list[Any]) -> str | None:
-    if operator == "reduce" and not all(map(_is_scalar, arguments[1:])):
+    if operator == "reduce" and not all(map(_is_scalar, arguments[1:2])):
         return "`reduce` must come to a number, a text, true or false at each step; for lists take map and filter"
     if operator == "throw" and any(isinstance(argument, dict | list) for argument in arguments):
         return "`throw` takes plain text, nothing that is computed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def registry() -> Registry:
     @processor("a", registry=known, facts=facts)
     def do_nothing() -> None: ...
 
-    @processor("later", registry=known, on_rules_false=Snooze(3600))
+    @processor("later", registry=known, on_rules_false=Snooze(timedelta(hours=1)))
     def do_later() -> None: ...
 
     return known

@@ -51,6 +51,7 @@ def test_result_that_names_a_large_value_many_times_is_not_written_out(name: str
             {"reduce": [[1, 2], {"and": [{"!!": [{"var": "accumulator"}]}, {"<": [{"var": "current"}, 2]}]}, True]},
             False,
         ),
+        ({"reduce": [[1], {"+": [{"var": "accumulator"}, {"var": "current"}]}, {"var": "payload.start"}]}, True),
         ({"try": [{"throw": "no"}, True]}, True),
         ({"==": [{"format_date": ["2026-01-31T12:00:00Z", "yyyy"]}, "2026"]}, True),
     ],
