@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, Table
+from sqlalchemy import Connection, Engine, Row, Table, UpdateBase
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import databases
@@ -212,8 +212,7 @@ def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str]]) ->
     ids, counts, run_ids = (list(column) for column in zip(*sorted(runs), strict=True))
     dialect = engine.dialect.name
     parameters = bind_rows(dialect, "begun", {"id": ids, "claim_count": counts, "run_id": run_ids})
-    with databases.transaction(engine) as connection:
-        return set(connection.execute(begin_statement(table, dialect), parameters).scalars().all())
+    return _ids_of(engine, begin_statement(table, dialect), parameters)
 
 
 def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, lease: timedelta) -> set[int]:
@@ -227,8 +226,11 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     dialect = engine.dialect.name
     parameters = bind_rows(dialect, "held", {"id": ids, "claim_count": counts})
     parameters["lease_seconds"] = lease.total_seconds()
-    with databases.transaction(engine) as connection:
-        return set(connection.execute(renew_statement(table, dialect), parameters).scalars().all())
+    return _ids_of(engine, renew_statement(table, dialect), parameters)
+
+
+def _ids_of(engine: Engine, statement: UpdateBase, parameters: Mapping[str, Any]) -> set[int]:
+    return databases.repeated(engine, lambda connection: set(connection.execute(statement, parameters).scalars().all()))
 
 
 def _decoded(text: str) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+import random
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, event, inspect
 from sqlalchemy.orm import Session, scoped_session
@@ -14,10 +17,17 @@ from sqlalchemy.orm import Session, scoped_session
 from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.dialects import POSTGRESQL
 from prefect_claim_dispatch.engines import create, translated
-from prefect_claim_dispatch.errors import ConfigurationError
+from prefect_claim_dispatch.errors import ConfigurationError, DatabaseContendedError
 from prefect_claim_dispatch.schema import actions_table
 
+logger = logging.getLogger(__name__)
+
 Bind = Engine | Connection | Session | scoped_session[Any] | str | None
+T = TypeVar("T")
+
+CONTENDED_TRIES: Final = 3
+# A lock timeout is not among them: who waited in vain once would only wait again.
+SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
 
 
 @cache
@@ -84,6 +94,31 @@ def transaction(bind: Bind) -> Generator[Connection]:
         case Engine() as engine:
             with translated(), engine.begin() as connection:
                 yield connection
+
+
+def repeated(bind: Bind, work: Callable[[Connection], T]) -> T:
+    """What *work* returns in a `transaction`; done again when a deadlock or a serialization failure ended it.
+
+    A few times. Statements that change many rows lock them in order of id, but the planner may join a small table in
+    another. In the caller's transaction nothing is done again: more than *work* was lost with it.
+
+    Raises:
+        ConfigurationError: as `transaction`.
+        DatabaseError: as `transaction`; `DatabaseContendedError` when it was in vain.
+    """
+    for _ in range(CONTENDED_TRIES - 1):
+        try:
+            with transaction(bind) as connection:
+                return work(connection)
+        except DatabaseContendedError as error:
+            state = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+            if state not in (SERIALIZATION_FAILURE, DEADLOCK):
+                raise
+            # At once, we would take again what the winner is about to be woken for.
+            time.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter
+            logger.debug("met another transaction, trying again: %s", error)
+    with transaction(bind) as connection:
+        return work(connection)
 
 
 def executor(bind: Bind) -> Engine | Connection:

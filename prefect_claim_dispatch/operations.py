@@ -1,19 +1,19 @@
 """Operations: what a person on call does to the table: look, cancel, retry, reschedule, prune.
 
 Connection first, like publishing: a `Connection` or `Session` is joined and never committed, an engine or URL gets a
-transaction of its own. Each change names the status it starts from in its WHERE, so that a claim that comes in between
-is never disturbed.
+transaction of its own, which is done again when a deadlock ended it. Each change names the status it starts from in its
+WHERE, so that a claim that comes in between is never disturbed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Unpack
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row, UpdateBase
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import ActionStatus
@@ -128,7 +128,8 @@ def cancel(
     """
     filters = bounded_filters(ids, where, (ActionStatus.PENDING,))
     wanted = databases.table_named(table)
-    with databases.transaction(bind) as connection:
+
+    def cancel_them(connection: Connection) -> list[int]:
         dialect = connection.dialect.name
         query = operate.cancellable(wanted, dialect, filters)
         rows = connection.execute(query, filters.parameters(dialect)).all()
@@ -142,6 +143,8 @@ def cancel(
         parameters = bind_rows(dialect, "cancelled", columns)
         return sorted(connection.execute(operate.cancel(wanted, dialect), parameters).scalars())
 
+    return databases.repeated(bind, cancel_them)
+
 
 def retry(bind: Bind, ids: Ids | None = None, *, table: str | None = None, **where: Unpack[Where]) -> list[int]:
     """Make dead or cancelled actions pending again, due now, with all attempts before them; returns their ids.
@@ -150,10 +153,7 @@ def retry(bind: Bind, ids: Ids | None = None, *, table: str | None = None, **whe
         ConfigurationError: neither ids nor a filter was given, or a status that can't be retried.
     """
     filters, wanted = bounded_filters(ids, where, RETRYABLE), databases.table_named(table)
-    with databases.transaction(bind) as connection:
-        dialect = connection.dialect.name
-        statement = operate.retry(wanted, dialect, filters, filters.statuses)
-        return sorted(connection.execute(statement, filters.parameters(dialect)).scalars())
+    return _changed(bind, filters, lambda dialect: operate.retry(wanted, dialect, filters, filters.statuses))
 
 
 def reschedule(
@@ -173,10 +173,7 @@ def reschedule(
     """
     moved = checked_moment(end_at, delay)
     filters, wanted = bounded_filters(ids, where, (ActionStatus.PENDING,)), databases.table_named(table)
-    with databases.transaction(bind) as connection:
-        dialect = connection.dialect.name
-        statement = operate.reschedule(wanted, dialect, filters, moved)
-        return sorted(connection.execute(statement, filters.parameters(dialect)).scalars())
+    return _changed(bind, filters, lambda dialect: operate.reschedule(wanted, dialect, filters, moved))
 
 
 def prune(
@@ -199,9 +196,7 @@ def prune(
         msg = f"limit must be 1 or more, got {limit}"
         raise ConfigurationError(msg)
     age, wanted = checked_age(older_than), databases.table_named(table)
-    with databases.transaction(bind) as connection:
-        statement = operate.prune(wanted, connection.dialect.name, age, chosen, limit)
-        return sorted(connection.execute(statement).scalars())
+    return _changed(bind, Filters(), lambda dialect: operate.prune(wanted, dialect, age, chosen, limit))
 
 
 def count_prunable(
@@ -216,6 +211,14 @@ def count_prunable(
     wanted = databases.table_named(table)
     with databases.transaction(bind) as connection:
         return connection.execute(operate.count_prunable(wanted, age, chosen)).scalar_one()
+
+
+def _changed(bind: Bind, filters: Filters, statement: Callable[[str], UpdateBase]) -> list[int]:
+    def change(connection: Connection) -> list[int]:
+        dialect = connection.dialect.name
+        return sorted(connection.execute(statement(dialect), filters.parameters(dialect)).scalars())
+
+    return databases.repeated(bind, change)
 
 
 def _with_reason(row: Row[Any], reason: str) -> str:

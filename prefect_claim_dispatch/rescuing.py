@@ -35,15 +35,18 @@ def rescue(
     *policy_of* answers None for a type that nobody here has registered; such a row goes back to pending, and never
     dead by a policy that is not its own.
     """
-    with databases.transaction(engine) as connection:
-        dialect = engine.dialect.name
-        rows = connection.execute(expired(table, dialect), {"limit": limit}).all()
+
+    def take_back(connection: Connection) -> list[Settlement]:
+        rows = connection.execute(expired(table, engine.dialect.name), {"limit": limit}).all()
         settlements: list[Settlement] = []
         for row in rows:
             raw = RawAction(row, Lease(expires=0.0), table)
             policy = policy_of(raw.type) or replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
             settlements.append(settlement_for(Crashed(claimed_by=raw.claimed_by), raw, policy))
         write_settlements(connection, table, settlements)
+        return settlements
+
+    settlements = databases.repeated(engine, take_back)
     for settlement in settlements:
         logger.warning(
             "rescued action #%s: lease of claim %s expired, now %s",

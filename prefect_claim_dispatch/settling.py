@@ -30,8 +30,7 @@ def settle(
     """
     if not settlements:
         return set()
-    with databases.transaction(engine) as connection:
-        return write_settlements(connection, table, settlements, run_ids)
+    return databases.repeated(engine, lambda connection: write_settlements(connection, table, settlements, run_ids))
 
 
 def write_settlements(
