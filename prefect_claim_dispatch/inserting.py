@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Table
 
 from prefect_claim_dispatch.checks import OnConflict
-from prefect_claim_dispatch.dialects import SUPPORTED, Instant, bind_rows
+from prefect_claim_dispatch.dialects import POSTGRESQL, SUPPORTED, Instant, bind_rows
 from prefect_claim_dispatch.drafts import Receipt
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
 from prefect_claim_dispatch.statements import publish as statements
@@ -153,9 +153,13 @@ def _replace(connection: Connection, table: Table, rows: Sequence[Row]) -> dict[
     """The ids of the actions that were rewritten, by key; of several rows with one key the last is written."""
     if not rows:
         return {}
-    last = {row.key: row for row in rows}
-    statement = statements.replace_pending(table, connection.dialect.name)
-    in_order = [last[key] for key in sorted(key for key in last if key is not None)]
+    last = {row.key: row for row in rows if row.key is not None}
+    dialect = connection.dialect.name
+    if dialect == POSTGRESQL and len(last) > 1:
+        # In order of id, as operators lock: one who changes the same rows would else wait for us while we wait for him.
+        connection.execute(statements.lock_pending(table, dialect), _key_rows(dialect, last))
+    statement = statements.replace_pending(table, dialect)
+    in_order = [last[key] for key in sorted(last)]
     return _by_key(connection.execute(statement, _draft_rows(connection, in_order)))
 
 
@@ -163,9 +167,12 @@ def _existing(connection: Connection, table: Table, keys: set[Key]) -> dict[Key 
     if not keys:
         return {}
     dialect = connection.dialect.name
+    return _by_key(connection.execute(statements.existing(table, dialect), _key_rows(dialect, keys)))
+
+
+def _key_rows(dialect: str, keys: Iterable[Key]) -> dict[str, Any]:
     types, idempotency_keys = (list(column) for column in zip(*keys, strict=True))
-    bound = bind_rows(dialect, "key", {"type": types, "idempotency_key": idempotency_keys})
-    return _by_key(connection.execute(statements.existing(table, dialect), bound))
+    return bind_rows(dialect, "key", {"type": types, "idempotency_key": idempotency_keys})
 
 
 def _by_key(found: Iterable[Any]) -> dict[Key | None, int]:

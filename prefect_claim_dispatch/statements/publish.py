@@ -38,7 +38,16 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import POSTGRESQL, Instant, json_type, now, now_plus, parameter_rows, unindexed
+from prefect_claim_dispatch.dialects import (
+    POSTGRESQL,
+    Instant,
+    is_one_of,
+    json_type,
+    now,
+    now_plus,
+    parameter_rows,
+    unindexed,
+)
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
 
@@ -139,6 +148,26 @@ def replace_pending(table: Table, dialect: str) -> UpdateBase:
         )
         .returning(c.id, c.type, c.idempotency_key)
         .execution_options(**{NAME: "publish_replace"})
+    )
+
+
+@cache
+def lock_pending(table: Table, dialect: str) -> Select[Any]:
+    """Lock the still pending actions that hold the keys of ``key_*``, in order of id; returns their ids.
+
+    By ``uq_*_key`` and then the primary key.
+    """
+    keys = parameter_rows(dialect, "key", **KEY_TYPES)
+    c = table.c
+    return (
+        select(c.id)
+        .where(
+            is_one_of(c.id, select(_holder(table, keys)).select_from(keys), dialect),
+            status_is(unindexed(c.status), ActionStatus.PENDING),
+        )
+        .order_by(c.id)
+        .with_for_update()
+        .execution_options(**{NAME: "publish_lock"})
     )
 
 
