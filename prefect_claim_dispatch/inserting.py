@@ -157,7 +157,7 @@ def _replace(connection: Connection, table: Table, rows: Sequence[Row]) -> dict[
     dialect = connection.dialect.name
     if dialect == POSTGRESQL and len(last) > 1:
         # In order of id, as operators lock: one who changes the same rows would else wait for us while we wait for him.
-        connection.execute(statements.lock_pending(table, dialect), _key_rows(dialect, last))
+        connection.execute(statements.lock_holders(table, dialect), _key_rows(dialect, last))
     statement = statements.replace_pending(table, dialect)
     in_order = [last[key] for key in sorted(last)]
     return _by_key(connection.execute(statement, _draft_rows(connection, in_order)))

@@ -152,20 +152,17 @@ def replace_pending(table: Table, dialect: str) -> UpdateBase:
 
 
 @cache
-def lock_pending(table: Table, dialect: str) -> Select[Any]:
-    """Lock the still pending actions that hold the keys of ``key_*``, in order of id; returns their ids.
+def lock_holders(table: Table, dialect: str) -> Select[Any]:
+    """Lock the actions that hold the keys of ``key_*``, in order of id and whatever their status; returns their ids.
 
-    By ``uq_*_key`` and then the primary key.
+    One that is not pending yet may be when they are rewritten. By ``uq_*_key`` and then the primary key.
     """
     keys = parameter_rows(dialect, "key", **KEY_TYPES)
-    c = table.c
+    holders = select(_holder(table, keys)).select_from(keys)
     return (
-        select(c.id)
-        .where(
-            is_one_of(c.id, select(_holder(table, keys)).select_from(keys), dialect),
-            status_is(unindexed(c.status), ActionStatus.PENDING),
-        )
-        .order_by(c.id)
+        select(table.c.id)
+        .where(is_one_of(table.c.id, holders, dialect))
+        .order_by(table.c.id)
         .with_for_update()
         .execution_options(**{NAME: "publish_lock"})
     )

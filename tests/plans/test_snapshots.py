@@ -39,7 +39,7 @@ STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "publish_many": lambda dialect: publish.insert_many(TABLE, dialect),
     "publish_existing": lambda dialect: publish.existing(TABLE, dialect),
     "publish_replace": lambda dialect: publish.replace_pending(TABLE, dialect),
-    "publish_lock": lambda dialect: publish.lock_pending(TABLE, dialect),
+    "publish_lock": lambda dialect: publish.lock_holders(TABLE, dialect),
     "survey": lambda _: survey.survey(TABLE),
     "count_due": lambda _: survey.count_due(TABLE),
     "rescue": lambda dialect: rescue.expired(TABLE, dialect),

@@ -6,5 +6,4 @@ WHERE holder.type = key.type
 AND holder.idempotency_key = key.idempotency_key
 AND holder.idempotency_key IS NOT NULL) AS anon_1
 FROM unnest((SELECT CAST(:key_type::VARCHAR AS VARCHAR[]) AS anon_2), (SELECT CAST(:key_idempotency_key::VARCHAR AS VARCHAR[]) AS anon_3)) AS key(type, idempotency_key))))
-AND (action_logs.status || '') = 'pending'
 ORDER BY action_logs.id FOR UPDATE;

@@ -12,5 +12,4 @@ AND holder.idempotency_key IS NOT NULL) AS anon_1
 FROM (SELECT CAST(json_extract(anon_2.value, :json_extract_1) AS VARCHAR) AS type, CAST(json_extract(anon_2.value, :json_extract_2) AS VARCHAR) AS idempotency_key
 FROM json_each(:key_rows) AS anon_2
 LIMIT :param_1 OFFSET :param_2) AS "key")
-AND (action_logs.status || '') = 'pending'
 ORDER BY action_logs.id;
