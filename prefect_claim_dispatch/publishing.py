@@ -87,8 +87,8 @@ def publish_many(bind: Bind, drafts: Iterable[Draft], /) -> list[Receipt]:
     treated as its `on_conflict` says. Drafts with keys are inserted in the order of their keys, not of the list, unless
     they share an ordering key: so batches of a thousand that hold the same keys wait for each other and never deadlock,
     unless their actions are settled or pruned at that moment (a `DatabaseContendedError`: publish again); sort larger
-    ones by key. In a transaction of the caller's, all is done under a savepoint: when it raises, nothing of it stays, and the
-    transaction is still usable.
+    ones by key. In a transaction of the caller's, all is done under a savepoint: when it raises, nothing of it stays,
+    and the transaction is still usable.
 
     Raises:
         InvalidActionError: a draft may not reach the table.

@@ -383,8 +383,8 @@ CROWD: Final[dict[str, Callable[[Crowd, random.Random], None]]] = {
 def test_no_deadlock_of_many_rows_reaches_anybody(postgres_url: str, prunes: bool) -> None:
     """Everything at once on the same rows: they are locked in order of id, and what a planner disordered is done again.
 
-    But a batch is not done again, since its drafts are gone: one that meets a settle, or a prune of its keys, may be told
-    to publish again.
+    But a batch is not done again, since its drafts are gone: one that meets a settle, or a prune of its keys, may be
+    told to publish again.
     """
     engine = engines.create(postgres_url, pool_size=10)
     publish_many(engine, [Draft().type("a").idempotency(key) for key in reversed(KEYS)])
