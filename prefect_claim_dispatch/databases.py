@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, event, inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
 from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.dialects import POSTGRESQL
-from prefect_claim_dispatch.engines import create, translated
+from prefect_claim_dispatch.engines import create, sqlstate, translated
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseContendedError
 from prefect_claim_dispatch.schema import actions_table
 
@@ -111,8 +112,8 @@ def repeated(bind: Bind, work: Callable[[Connection], T]) -> T:
             with transaction(bind) as connection:
                 return work(connection)
         except DatabaseContendedError as error:
-            state = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
-            if state not in (SERIALIZATION_FAILURE, DEADLOCK):
+            cause = error.__cause__
+            if not isinstance(cause, DBAPIError) or sqlstate(cause) not in (SERIALIZATION_FAILURE, DEADLOCK):
                 raise
             # At once, we would take again what the winner is about to be woken for.
             time.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter

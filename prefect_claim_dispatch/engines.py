@@ -150,9 +150,14 @@ def translated() -> Generator[None]:
         raise DatabaseUnavailableError(msg) from error
 
 
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's code for what went wrong, whatever the driver calls it; None on SQLite."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
+
+
 def _translate(error: DBAPIError) -> DatabaseError:
     reason = redacted(str(error.orig).strip().split("\n")[0], 300)
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
+    state = sqlstate(error)
     if state in ("42P01", "3F000") or "no such table" in reason:
         return SchemaMissingError(f"the action table is not there ({reason}); run: claim-dispatch db upgrade")
     if state == "42703" or "no such column" in reason:

@@ -203,7 +203,7 @@ def _refusals_explained() -> Generator[None]:
 
 
 def _is_refused(error: ProgrammingError) -> bool:
-    return getattr(error.orig, "sqlstate", None) == INSUFFICIENT_PRIVILEGE
+    return engines.sqlstate(error) == INSUFFICIENT_PRIVILEGE
 
 
 def _refuse_schema_on_sqlite(dialect_name: str, schema: str | None) -> None:
