@@ -122,14 +122,18 @@ def postgres_server() -> postgres.Server:
 
 @pytest.fixture
 def private_postgres() -> Iterator[Callable[..., postgres.Server]]:
-    """Start a PostgreSQL that the test may stop, crash or fill: ``private_postgres(name=None, durable=True)``."""
+    """Start a PostgreSQL that the test may stop, crash or fill.
+
+    ``private_postgres(name=None, durable=True, max_connections=200)``.
+    """
     folders: list[Path] = []
 
-    def start(name: str | None = None, *, durable: bool = True) -> postgres.Server:
+    def start(name: str | None = None, *, durable: bool = True, max_connections: int = 200) -> postgres.Server:
         # In the run's folder: the keeper finds it even when this process is killed, and a socket's path must be short.
         folder = keeping.run_folder() / f"p{os.getpid()}-{len(folders)}-{os.urandom(2).hex()}"
         folders.append(folder)
-        return postgres.start(name or next(iter(postgres.available())), folder, durable=durable)
+        make = name or next(iter(postgres.available()))
+        return postgres.start(make, folder, durable=durable, max_connections=max_connections)
 
     yield start
     for folder in folders:

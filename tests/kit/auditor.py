@@ -98,7 +98,7 @@ def final(case: Case) -> Iterator[Violation]:
         for entry in case.lines(id_, "accepted"):
             is_other = row and (row.status, row.claim_count) != (entry.outcome, entry.claim_count)
             if entry.outcome in TERMINAL and row and is_other and id_ not in case.retried:
-                what = f"#{id_}: settled {entry.outcome} by claim {entry.claim_count}, now {row.status} by {row.claim_count}"
+                what = f"#{id_}: settled {entry.outcome} by claim {entry.claim_count}, now {row.status}"
                 yield Violation("S3", (id_,), what)
 
 

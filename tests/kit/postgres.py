@@ -78,6 +78,12 @@ class Server:
         self.stop(mode)
         self.start()
 
+    def terminate_backends(self, database: str) -> int:
+        """Break every connection to *database* as an administrator does, and say how many there were."""
+        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+        with self.connect() as connection:
+            return len(connection.execute(query, (database,)).fetchall())
+
     def _control(self, *arguments: str) -> None:
         _run(Path(self.data), str(Path(self.binaries) / "pg_ctl"), "-D", self.data, "-t", "60", *arguments)
 
@@ -101,7 +107,7 @@ def available() -> dict[str, str]:
     return found
 
 
-def start(name: str, folder: Path, *, durable: bool = False) -> Server:
+def start(name: str, folder: Path, *, durable: bool = False, max_connections: int = 200) -> Server:
     """A new, running server of the make *name* (see `available`) in *folder*, a short path where nothing is yet.
 
     Whoever calls this stops the server and removes the folder (see `discard`). *durable*: wait for the disk as in
@@ -118,7 +124,7 @@ def start(name: str, folder: Path, *, durable: bool = False) -> Server:
         server = Server(name=name, binaries=_running_binaries(data), data=str(data), sockets=_socket_folder(data))
         server.stop("immediate")
     with (data / "postgresql.conf").open("a") as configuration:
-        configuration.write(_configuration(server, durable=durable))
+        configuration.write(_configuration(server, durable=durable, max_connections=max_connections))
     server.start()
     return server
 
@@ -174,9 +180,7 @@ def _template(server: Server, prepare: str) -> str:
         connection.execute(SQL("CREATE DATABASE {} TEMPLATE template1").format(Identifier(unfinished)))
         named(prepare)(server.url(unfinished))
         # A copy is refused while anybody is connected to the original, a pool that `prepare` left behind for example.
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (unfinished,)
-        )
+        server.terminate_backends(unfinished)
         rename = SQL("ALTER DATABASE {} RENAME TO {}")
         connection.execute(rename.format(Identifier(unfinished), Identifier(name)))
     return name
@@ -239,14 +243,14 @@ def _user(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-def _configuration(server: Server, *, durable: bool) -> str:
+def _configuration(server: Server, *, durable: bool, max_connections: int) -> str:
     return "\n".join(
         [
             "",
             "listen_addresses = ''",
             f"unix_socket_directories = '{server.sockets}'",
             "timezone = 'UTC'",
-            "max_connections = 200",
+            f"max_connections = {max_connections}",
             *([] if durable else ["fsync = off", "full_page_writes = off", "synchronous_commit = off"]),
             "",
         ]

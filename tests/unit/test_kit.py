@@ -178,6 +178,24 @@ def test_private_server_survives_a_crash(private_postgres: Callable[..., postgre
         assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
 
 
+def test_terminating_backends_breaks_the_connections_of_one_database(
+    private_postgres: Callable[..., postgres.Server],
+) -> None:
+    """As an administrator does; whoever is connected elsewhere stays, also in a server with few connections."""
+    server = private_postgres(durable=False, max_connections=10)
+    with server.connect() as elsewhere, postgres.fresh_database(server) as url:
+        database = make_url(url).database or ""
+        connections = [server.connect(database) for _ in range(2)]
+
+        assert server.terminate_backends(database) == 2
+
+        for connection in connections:
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+            connection.close()
+        assert elsewhere.execute("SHOW max_connections").fetchone() == ("10",)
+
+
 @pytest.mark.parametrize(("interrupt", "expected"), [("default", "default_int_handler"), ("ignored", "SIG_IGN")])
 def test_child_has_the_chosen_interrupt(children: Processes, interrupt: Interrupt, expected: str) -> None:
     """A Prefect worker behaves differently under the two, so tests must not inherit one by chance."""
