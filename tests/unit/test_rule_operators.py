@@ -1,6 +1,6 @@
 """The operators of JSONLogic as rules see them: every family that is admitted, by its documented meaning.
 
-The cases are our own. ``CLAIM_DISPATCH_TEST_SUITES`` may name a folder with suites in the published form
+The cases are our own. ``JSONLOGIC_SUITES`` may name a folder with suites in the published form
 (``{"rule", "data", "result"}``), which are then run as well.
 """
 
@@ -169,12 +169,12 @@ def test_no_family_and_no_operator_is_without_cases() -> None:
     assert {name for name in OPERATORS if name not in used} == set()
 
 
-@pytest.mark.skipif("CLAIM_DISPATCH_TEST_SUITES" not in os.environ, reason="no folder of published suites is named")
+@pytest.mark.skipif("JSONLOGIC_SUITES" not in os.environ, reason="no folder of published suites is named")
 def test_published_suites_agree() -> None:
     """Every case counts: it is run, or refused by us, or about what rules leave out."""
     tally: Counter[str] = Counter()
     wrong: list[Any] = []
-    for path in sorted(Path(os.environ["CLAIM_DISPATCH_TEST_SUITES"]).rglob("*.json")):
+    for path in sorted(Path(os.environ["JSONLOGIC_SUITES"]).rglob("*.json")):
         for case in json.loads(path.read_text(encoding="utf-8")):
             tally[outcome := outcome_of(case)] += 1
             wrong += [(path.name, case)] if outcome == "differs" else []
