@@ -41,7 +41,7 @@ class Keeper:
 
     *lease* is renewed at a third of its length. What can't be written because the database is away is tried again,
     with pauses, until the claim's lease is over; then it is given up loudly, for the table will hand the action to
-    somebody else.
+    somebody else. What was written without our hearing of it is recognised at the next try.
     """
 
     def __init__(self, engine: Engine, table: Table, *, lease: timedelta, tally: Tally) -> None:
@@ -57,6 +57,7 @@ class Keeper:
         self._run_ids: dict[Key, str] = {}
         self._marks: set[Key] = set()
         self._verdicts: dict[Key, Settlement] = {}
+        self._unanswered: set[Key] = set()
         self._oldest_at: float | None = None
         self._renew_at = elapsed_clock() + lease.total_seconds() / 3
         self._retry_at = 0.0
@@ -180,7 +181,14 @@ class Keeper:
             self._oldest_at = elapsed_clock() if len(self._verdicts) > len(batch) or self._marks else None
         if not batch:
             return
-        settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids)
+        try:
+            settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids)
+            # A COMMIT whose answer was lost has settled them: that is no lost lease, and nobody will do the work again.
+            repeated = [key for key in batch if key in self._unanswered and key[0] not in settled]
+            settled |= settling.recognise(self._engine, self._table, repeated)
+        except Exception:
+            self._unanswered.update(batch)
+            raise
         self._conclude(batch, settled)
 
     def _conclude(self, batch: Mapping[Key, Settlement], settled: Container[int]) -> None:
@@ -198,6 +206,7 @@ class Keeper:
             for key in batch:
                 del self._verdicts[key], self._held[key]
                 self._run_ids.pop(key, None)
+            self._unanswered.difference_update(batch)
             self._written.notify_all()
 
     def _lose(self, raw: RawAction, settlement: Settlement) -> None:

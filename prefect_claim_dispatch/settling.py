@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
 
@@ -14,6 +15,7 @@ from prefect_claim_dispatch.errors import LostLeaseError
 from prefect_claim_dispatch.outcomes import Outcome, Processed
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.schema import actions_table
+from prefect_claim_dispatch.statements.recognise import recognise as recognise_statement
 from prefect_claim_dispatch.statements.settle import settle as settle_statement
 
 
@@ -62,6 +64,31 @@ def write_settlements(
         },
     )
     return set(connection.execute(settle_statement(table, dialect), parameters).scalars().all())
+
+
+def recognise(engine: Engine | Connection, table: Table, claims: Sequence[tuple[int, int]]) -> set[int]:
+    """The ids of those *claims* (id, claim_count) that were settled by their holder, whether it heard of it or not.
+
+    A claim ends in two ways: by its own settlement, or by rescue, which is on record in `errors`.
+    So a row that left its claim with no such record was settled by whoever held it.
+    """
+    if not claims:
+        return set()
+    ids, counts = (list(column) for column in zip(*sorted(claims), strict=True))
+    dialect = engine.dialect.name
+    parameters = bind_rows(dialect, "sent", {"id": ids, "claim_count": counts})
+    with databases.transaction(engine) as connection:
+        rows = connection.execute(recognise_statement(table, dialect), parameters).all()
+    return {row.id for row in rows if not _was_rescued(row.errors, row.claim_count)}
+
+
+def _was_rescued(errors: str, claim_count: int) -> bool:
+    """Whether the claim's end is on record as a crash; True, too, when the record can't be read."""
+    try:
+        entries: Any = json.loads(errors)
+        return any(entry["kind"] == "crashed" and entry["claim_count"] == claim_count for entry in entries)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return True
 
 
 def settle_action(connection: Connection, action: Action, outcome: Outcome | None = None) -> None:

@@ -26,7 +26,7 @@ from prefect_claim_dispatch.outcomes import (
 )
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
-from prefect_claim_dispatch.settling import settle, settle_action
+from prefect_claim_dispatch.settling import recognise, settle, settle_action
 from tests.kit.tables import (
     LEASE,
     TABLE,
@@ -500,3 +500,24 @@ def test_lease_in_the_past_is_no_impossible_state(engine: Engine) -> None:
     change(engine, raw.id, lease_expires_at=seconds_from_now(-3600))
 
     assert row(engine, raw.id).status == "claimed"
+
+
+def test_settlement_that_was_not_heard_of_is_recognised_and_a_rescue_is_not(engine: Engine) -> None:
+    """Whoever holds the claim must tell "I settled it" from "I lost it" when the COMMIT's answer did not come."""
+    ids = add_many(engine, [{} for _ in range(5)])
+    raws = claim_due(engine)
+    done, snoozed, rescued, held, unreadable = raws
+    claims = [(raw.id, raw.claim_count) for raw in raws]
+    settle(engine, TABLE, verdicts(Processed(), [done, unreadable]))
+    settle(engine, TABLE, verdicts(Snooze(timedelta(0)), [snoozed]))
+    expire_leases(engine, rescued.id)
+    rescue(engine, TABLE, lambda _: None, limit=10)
+    change(engine, unreadable.id, errors=["?"])
+
+    assert recognise(engine, TABLE, claims) == {done.id, snoozed.id}
+
+    make_due(engine, rescued.id, snoozed.id)
+    assert {raw.id for raw in claim_due(engine)} == {rescued.id, snoozed.id}
+    assert recognise(engine, TABLE, claims) == {done.id, snoozed.id}, "also when others have claimed them since"
+    assert held.id in ids
+    assert recognise(engine, TABLE, []) == set()

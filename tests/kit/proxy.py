@@ -132,6 +132,8 @@ class Proxy:
                 await link.swallow()
             else:
                 await link.forward(self._target)
+        except asyncio.CancelledError:
+            link.reset()  # at the end of the proxy; nobody waits for this task, and asyncio would complain
         finally:
             self._links.discard(link)
 
@@ -145,9 +147,10 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    def has_armed(self, sent: bytes) -> bool:
-        """Whether the answer to what is being sent is to be lost; true once for each `cut_after`."""
-        if self._pattern is None or self._pattern not in sent:
+    def has_armed(self, before: bytes, sent: bytes) -> bool:
+        """Whether the answer to what is being *sent*, after *before*, is to be lost; true once for each `cut_after`."""
+        # Not in `before` alone: a COMMIT that was answered before the control was given is not the next one.
+        if self._pattern is None or self._pattern not in before[max(0, len(before) - len(self._pattern) + 1) :] + sent:
             return False
         self._pattern = None
         return True
@@ -213,8 +216,8 @@ class _Link:
             if self.is_swallowed:
                 continue
             # Before it is passed on: the answer may come sooner than we are back here.
-            self._loses_answer = self._loses_answer or self._proxy.has_armed(tail + chunk)
-            tail = (tail + chunk)[-256:]
+            self._loses_answer = self._loses_answer or self._proxy.has_armed(tail, chunk)
+            tail = (tail + chunk)[-_CHUNK:]
             server.write(chunk)
             await server.drain()
 

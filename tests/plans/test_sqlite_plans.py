@@ -12,6 +12,7 @@ from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.statements.begin import begin
 from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
 from prefect_claim_dispatch.statements.rescue import expired
 from prefect_claim_dispatch.statements.settle import settle
@@ -82,8 +83,13 @@ def test_claim_merges_what_is_in_order(engine: Engine, shape: tuple[int, ...], l
 
 @pytest.mark.parametrize(
     ("statement", "prefix", "more"),
-    [(settle, "settled", {}), (begin, "begun", {}), (renew, "held", {"lease_seconds": 60.0})],
-    ids=["settle", "begin", "renew"],
+    [
+        (settle, "settled", {}),
+        (begin, "begun", {}),
+        (renew, "held", {"lease_seconds": 60.0}),
+        (recognise, "sent", {}),
+    ],
+    ids=["settle", "begin", "renew", "recognise"],
 )
 def test_batches_are_joined_by_the_primary_key(
     engine: Engine, statement: Any, prefix: str, more: dict[str, Any]

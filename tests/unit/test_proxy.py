@@ -150,6 +150,7 @@ def test_answer_is_lost_once_and_the_request_is_not(
     """In two pieces too; the neighbour's connection and the next one live."""
     client, neighbour = connect(), connect()
     assert echoed(neighbour) == b"ping"
+    assert echoed(client, b"secret") == b"secret", "what was answered before is not meant"
     heard.clear()
     proxy.cut_after(b"secret")
 
