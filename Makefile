@@ -1,6 +1,6 @@
 # The ten commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-slim lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim model lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -40,6 +40,10 @@ test: $(READY)
 ## make test-slim    what an application uses that only publishes, on SQLAlchemy 2.1 and without Prefect
 test-slim: .venv-slim/.ready
 	.venv-slim/bin/pytest -q -n $(WORKERS) -k "not postgresql-15" $(ARGS) $(SLIM)
+
+## make model        search the model of the design, and its mutants, to the end (needs spin and a C compiler)
+model:
+	@sh docs/model/check.sh
 
 ## make lint         style, types, layers
 lint: $(READY)
