@@ -247,6 +247,8 @@ def outcome(engine: Engine, door: str, said: Said) -> tuple[str, Any]:
 
 def expected(said: Said) -> tuple[Any, ...]:
     instant = datetime.fromisoformat(said.end_at) if isinstance(said.end_at, str) else said.end_at
+    # In UTC: an instant in the gap or fold of a zone equals none of another zone, whatever it is.
+    instant = None if instant is None else instant.astimezone(UTC)
     waits = None if instant is not None else said.delay or timedelta(0)
     own = (said.type, said.priority, said.key, said.ordering_key, waits, instant)
     return (*own, said.payload, said.rules, said.meta or {})
