@@ -241,8 +241,11 @@ class Keeper:
         sent_at = elapsed_clock()
         renewed = claiming.renew(self._engine, self._table, list(wanted), lease=self._lease)
         self._renew_at = sent_at + self._lease.total_seconds() / 3
+        # The table answers with ids. Of an action that was lost and claimed again here, only the later claim is meant:
+        # the earlier, taken for renewed, would begin to work beside it.
+        latest = dict(sorted(wanted))
         for key, raw in wanted.items():
-            if raw.id in renewed:
+            if raw.id in renewed and latest[raw.id] == raw.claim_count:
                 raw.lease.expires = sent_at + self._lease.total_seconds()
             elif not raw.lease.settled and key not in self._verdicts:
                 raw.lease.lost = True

@@ -327,6 +327,28 @@ def test_lease_that_the_table_does_not_renew_is_lost(engine: Engine, tally: Tall
     assert row(engine, raw.id).status == "pending"
 
 
+def test_lease_of_an_earlier_claim_is_lost_although_the_later_is_renewed(engine: Engine, tally: Tally) -> None:
+    """A flow that woke late and claimed its own row again holds two claims of it; the table's answer names only the id.
+
+    The earlier, believed to hold, would begin to work beside the later, and its processor would be told to go on.
+    """
+    lease = timedelta(seconds=6)
+    with Keeper(engine, TABLE, lease=lease, tally=tally) as keeper:
+        add(engine)
+        (earlier,) = claim_due(engine, lease=lease)
+        expire_leases(engine, earlier.id)
+        rescue(engine, TABLE, lambda _: POLICY, limit=10)
+        make_due(engine, earlier.id)
+        (later,) = claim_due(engine, lease=lease)
+        expires = later.lease.expires
+        keeper.hold([earlier, later])
+
+        wait_until(lambda: later.lease.expires > expires, description="the later claim is renewed", timeout=5)
+        wait_until(lambda: earlier.lease.lost, description="the earlier claim is known to be lost", timeout=2)
+
+        assert later.lease.holds
+
+
 # A database that is away
 
 
