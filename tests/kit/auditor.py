@@ -131,7 +131,8 @@ def counted(case: Case) -> Iterator[Violation]:
             yield Violation("S5", (row.id,), what)
         recorded = sum(error.get("kind") in COUNTED for error in row.errors)
         least = min(row.fail_count, KEPT_ERRORS - (len(row.errors) - recorded))
-        if row.id not in case.retried and not least <= recorded <= row.fail_count:
+        starts_anew = row.id in case.retried or row.id in case.replaced
+        if not starts_anew and not least <= recorded <= row.fail_count:
             what = f"#{row.id}: {row.fail_count} attempts counted, {recorded} failures and crashes recorded"
             yield Violation("S5", (row.id,), what)
         for claim_count in begun & _uncounted(case, row):

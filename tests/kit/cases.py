@@ -29,11 +29,12 @@ class Violation:
 class Case:
     """All that the auditor looks at.
 
-    *pruned* and *retried* are the ids that an operator pruned or sent again; *earlier* are terminal rows as they were
-    seen before. *ended*: the last fault has healed and everything due had its time, so L1 is asked; *workers* are pids
-    that must have claimed after the monotonic instant *healed_at*. *bad* are the ids of bad rows, given where nothing
-    but they did harm, so that L2 can be asked, with *patience* for the others. *wall_clocks*: the processes' clocks
-    are the database's. *secrets* are payload texts that must not be in *exposed*, which are named texts of Prefect's.
+    *pruned* and *retried* are the ids that an operator pruned or sent again; *replaced* those that a publisher may have
+    rewritten, whose attempts are then counted anew; *earlier* are terminal rows as they were seen before. *ended*: the
+    last fault has healed and everything due had its time, so L1 is asked; *workers* are pids that must have claimed
+    after the monotonic instant *healed_at*. *bad* are the ids of bad rows, given where nothing but they did harm, so
+    that L2 can be asked, with *patience* for the others. *wall_clocks*: the processes' clocks are the database's.
+    *secrets* are payload texts that must not be in *exposed*, which are named texts of Prefect's.
     """
 
     rows: Sequence[ActionRow]
@@ -42,6 +43,7 @@ class Case:
     published: Lines = field(default_factory=Lines)
     pruned: Collection[int] = ()
     retried: Collection[int] = ()
+    replaced: Collection[int] = ()
     earlier: Sequence[ActionRow] = ()
     max_attempts: int = 5
     ended: bool = True

@@ -199,6 +199,14 @@ DOCTORED: dict[str, tuple[str, Case]] = {
 }
 
 
+def test_attempts_of_a_rewritten_row_are_counted_anew() -> None:
+    """`on_conflict="replace"` is a new intent: its errors stay to be read, and its attempts begin with none."""
+    case = having(row={"fail_count": 0})
+
+    assert [violation.promise for violation in examine(case)] == ["S5"]
+    assert examine(replace(case, replaced=[ID])) == []
+
+
 def test_clean_history_has_no_violation() -> None:
     """Crash, rescue, repeat, processed: nothing is wrong with it."""
     assert examine(CLEAN) == []
