@@ -1,0 +1,80 @@
+"""A short soak on each database: whole processes under a shuffled pack of faults, then the auditor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.kit import keeping, processes
+from tests.kit.cases import Violation
+from tests.kit.prefect_server import PrefectServer
+from tests.kit.processes import Processes
+from tests.kit.waiting import wait_until
+from tests.soak.findings import Findings
+from tests.soak.scenario import Database, Scenario
+from tests.soak.soaking import soak
+
+pytestmark = pytest.mark.timeout(280)
+SEED = 11
+SECONDS: dict[Database, float] = {"postgresql": 28.0, "sqlite": 15.0}
+
+
+@pytest.fixture
+def folder() -> Path:
+    """A short path where nothing is yet, in the run's folder: the keeper finds its PostgreSQL even after a SIGKILL."""
+    return keeping.run_folder() / f"soak-{os.getpid()}-{os.urandom(2).hex()}"
+
+
+@pytest.mark.parametrize("database", SECONDS)
+def test_short_soak_breaks_no_promise(database: Database, folder: Path, prefect_server: PrefectServer) -> None:
+    """S1 to S8 and L1, of every row, after kills, stops, restarts and cuts; and the faults did reach the table."""
+    scenario = Scenario(database=database, seconds=SECONDS[database], seed=SEED, claimants=2)
+
+    findings = soak(scenario, folder, prefect_server.env)
+
+    assert findings.violations == [], findings.table
+    assert findings.counts["stale settles attempted"] > 0, findings.table
+    assert findings.counts["stale settles accepted"] == 0
+    assert findings.faults["stop"] > 0
+    assert findings.faults["kill"] > 0
+    assert findings.counts["rows processed in the end"] > 50
+
+
+def test_table_of_findings_names_what_is_broken() -> None:
+    """Whoever reads the end of an hour's run must not have to open a file."""
+    findings = Findings(
+        faults={"kill": 2},
+        counts={"claims": 1_234},
+        recoveries=[1.0, 2.0, 9.0],
+        undisturbed=[],
+        bound_seconds=5.5,
+        violations=[Violation("S7", (7,), "#7: ran again")],
+    )
+
+    lines = findings.table.splitlines()
+
+    assert lines[0].split() == ["done", "to", "it:", "kill", "2"]
+    assert lines[1].split() == ["claims", "1,234"]
+    assert lines[-1] == "S7: #7: ran again"
+    recovery = findings.as_dict["recovery"]
+    assert recovery == {"all": {"rows": 3, "p50": 2.0, "p95": 9.0, "p99": 9.0}, "undisturbed": {"rows": 0}}
+
+
+def test_interrupted_soak_leaves_nothing_behind(children: Processes, folder: Path) -> None:
+    """Ctrl-C in the middle of an hour's run: claimants, a stopped one among them, and servers are gone with it."""
+    folder.mkdir()
+    options = ["--minutes", "5", "--database", "sqlite", "--claimants", "2", "--flows", "0"]
+    run = children.python("-m", "tests.soak", *options, env={"TMPDIR": str(folder)})
+    wait_until(lambda: list(folder.glob("pcd-*/soak/ledger/*")), description="a claim was made", timeout=120)
+    (inner,) = folder.glob("pcd-*")
+    before = processes.marked(keeping.RUN, str(inner))
+
+    run.interrupt()
+    code = run.wait(90)
+
+    assert before, "nothing ran that could have been left"
+    assert code != 0
+    assert processes.marked(keeping.RUN, str(inner)) == []
+    assert list(folder.iterdir()) == []
