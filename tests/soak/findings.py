@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.kit.auditor import examine
+from tests.kit.auditor import examine, fenced
 from tests.kit.cases import Case, Violation
 from tests.kit.ledger import Entry
 from tests.soak.chaos import DISTURBING, Fault
@@ -63,8 +63,8 @@ def findings_of(
     return Findings(
         faults=Counter(fault.what for fault in faults),
         counts={**_published(case), **_worked(case, notes), **more},
-        recoveries=sorted(end - start for start, end in recoveries),
-        undisturbed=sorted(end - start for start, end in recoveries if not _is_disturbed(start, end, faults)),
+        recoveries=sorted(recovery.seconds for recovery in recoveries),
+        undisturbed=sorted(recovery.seconds for recovery in recoveries if recovery.is_undisturbed(faults)),
         bound_seconds=bound_seconds,
         violations=examine(case),
     )
@@ -97,7 +97,7 @@ def _worked(case: Case, notes: Sequence[dict[str, Any]]) -> dict[str, int]:
     settled = sum(entry.what == "accepted" and bool(entry.outcome) for entry in case.ledger.entries)
     refused = [note for note in notes if note["what"] == "refused"]
     stale = sum(_is_stale(case, note["id"], note["claim_count"]) for note in refused)
-    accepted = sum(violation.promise == "S2" for violation in examine_fence(case))
+    accepted = len(list(fenced(case)))
     return {
         "claims": entries["claim"],
         "executions begun": entries["begin"],
@@ -114,13 +114,6 @@ def _worked(case: Case, notes: Sequence[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def examine_fence(case: Case) -> list[Violation]:
-    """What the auditor says of the fence alone."""
-    from tests.kit.auditor import fenced
-
-    return list(fenced(case))
-
-
 def _is_stale(case: Case, id_: int, claim_count: int) -> bool:
     """Whether that claim was over; else its verdict was there already, and only its answer had been lost."""
     row = case.by_id.get(id_)
@@ -134,34 +127,50 @@ def _is_stale(case: Case, id_: int, claim_count: int) -> bool:
     return max(later, default=0) > claim_count
 
 
-def _recoveries(case: Case, kills: Sequence[Fault]) -> list[tuple[float, float]]:
-    """For each row that a killed process held: when that was killed, and when the row's processor began again."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A row that a killed process held: killed *at*, and *until* its processor began again.
+
+    *is_direct*: the next claim of the row was the one that began; another that took it was not broken as well.
+    """
+
+    at: float
+    until: float
+    is_direct: bool
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.until - self.at
+
+    def is_undisturbed(self, faults: Collection[Fault]) -> bool:
+        """Whether the row met this one kill alone: the database was well, and so was whoever took it next."""
+        meanwhile = (fault for fault in faults if fault.at <= self.until and fault.until >= self.at)
+        return self.is_direct and not any(fault.what in DISTURBING for fault in meanwhile)
+
+
+def _recoveries(case: Case, kills: Sequence[Fault]) -> list[Recovery]:
     claims: dict[int, list[Entry]] = defaultdict(list)
     for entry in case.ledger.entries:
         if entry.what == "claim":
             claims[entry.pid].append(entry)
-    found: list[tuple[float, float]] = []
-    for kill in kills:
-        for claim in claims[kill.pid]:
-            began_at = _began_again_at(case, claim, kill)
-            if began_at is not None:
-                found.append((kill.at, began_at))
-    return found
+    found = (_recovery(case, claim, kill) for kill in kills for claim in claims[kill.pid])
+    return [recovery for recovery in found if recovery is not None]
 
 
-def _began_again_at(case: Case, claim: Entry, kill: Fault) -> float | None:
+def _recovery(case: Case, claim: Entry, kill: Fault) -> Recovery | None:
+    """None where the process did not hold it any more, or nobody had to begin it again."""
     if claim.id in case.retried or claim.at > kill.at:
         return None
     verdicts = {entry.claim_count for entry in case.lines(claim.id, "accepted") if entry.outcome}
     later = [entry for entry in case.lines(claim.id, "claim") if entry.claim_count > claim.claim_count]
     if claim.claim_count in verdicts or any(entry.at <= kill.at for entry in later):
         return None
-    begins = (entry.at for entry in case.lines(claim.id, "begin") if entry.claim_count > claim.claim_count)
-    return min((at for at in begins if at > kill.at), default=None)
-
-
-def _is_disturbed(start: float, end: float, faults: Collection[Fault]) -> bool:
-    return any(fault.what in DISTURBING and fault.at <= end and fault.until >= start for fault in faults)
+    begins = (entry for entry in case.lines(claim.id, "begin") if entry.claim_count > claim.claim_count)
+    again = min((entry for entry in begins if entry.at > kill.at), key=lambda entry: entry.at, default=None)
+    if again is None:
+        return None
+    return Recovery(at=kill.at, until=again.at, is_direct=again.claim_count == claim.claim_count + 1)
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
