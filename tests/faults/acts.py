@@ -1,0 +1,273 @@
+"""Every act of the package that sends statements, prepared on a table and done once, with what happened noted down.
+
+Each is one transaction, but for those that say otherwise. `tests.faults.matrix` strikes each of their statements.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import Engine
+
+from prefect_claim_dispatch import Draft, claiming, operations, publish, publish_many
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
+from prefect_claim_dispatch.policies import RetryPolicy
+from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.settling import settle, settle_action
+from tests.kit.ledger import Ledger, PublishLog
+from tests.kit.tables import TABLE, change, claim_due, expire_leases, make_due, seconds_from_now, verdicts
+
+AT_ONCE: Final = RetryPolicy(backoff=timedelta(0))
+TYPE, BYSTANDER = "a", "b"
+HOLDER = "the-one-that-dies"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where an act is done: the table, and the two records beside it."""
+
+    engine: Engine
+    ledger: Ledger
+    published: PublishLog
+
+    def publish(self, *keys: str | None, type_: str = TYPE, **options: Any) -> list[int]:
+        """Publish one by one, through the engine, each asked for and answered in the publish log."""
+        return [self.noted([key], lambda key=key: [self._publish(type_, key, options)], type_)[0] for key in keys]
+
+    def _publish(self, type_: str, key: str | None, options: dict[str, Any]) -> Any:
+        return publish(self.engine, type_, {"key": key}, idempotency_key=key, **options)
+
+    def noted(self, keys: Sequence[str | None], do: Callable[[], Iterable[Any]], type_: str = TYPE) -> list[int]:
+        """What *do* publishes under *keys*: asked before; answered only if it comes back."""
+        tokens = [self.published.asked(type_, key) for key in keys]
+        receipts = list(do())
+        for token, key, receipt in zip(tokens, keys, receipts, strict=True):
+            self.published.published(token, receipt, type_, key)
+        return [receipt.id or 0 for receipt in receipts]
+
+    def claim(self, *types: str) -> list[RawAction]:
+        """Claim what is due of *types*, all types unless given."""
+        sent_at = time.monotonic()
+        raws = claim_due(self.engine, *types, claimed_by=HOLDER)
+        self.ledger.claimed(raws, sent_at=sent_at)
+        return raws
+
+    def settle(self, raws: Sequence[RawAction], outcome: Outcome) -> None:
+        """Write *outcome*, and note what the table took."""
+        settlements = verdicts(outcome, raws, AT_ONCE)
+        sent_at = time.monotonic()
+        taken = settle(self.engine, TABLE, settlements, {raw.id: f"run-{raw.id}" for raw in raws})
+        for raw, settlement in zip(raws, settlements, strict=True):
+            if raw.id in taken:
+                self.ledger.accepted(raw, settlement.status.value, sent_at=sent_at)
+
+    def work(self, raws: Sequence[RawAction], outcome: str = "processed") -> list[RawAction]:
+        """Execute: each begins and comes to *outcome*."""
+        for raw in raws:
+            self.ledger.begin(raw)
+            self.ledger.end(raw, outcome)
+        return list(raws)
+
+    def drain(self) -> None:
+        """What healthy claim flows do until nothing is due: rescue what died, claim, execute, settle."""
+        expire_leases(self.engine, *operations.find_ids(self.engine, status="claimed"))
+        rescue(self.engine, TABLE, lambda _: AT_ONCE, limit=100)
+        make_due(self.engine, *operations.find_ids(self.engine, status="pending"))
+        self.settle(self.work(self.claim()), Processed())
+
+
+Prepare = Callable[[Scene], Any]
+Do = Callable[[Scene, Any], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """*do* is done on what *prepare* made. *statements*: the named ones that it sends, in order, by dialect.
+
+    *changes*: whether it writes; *commits_each*: on PostgreSQL each statement stands alone, so no COMMIT is sent;
+    *again*: the one who asked does it again after a fault, because the key makes that safe.
+    """
+
+    prepare: Prepare
+    do: Do
+    postgresql: tuple[str, ...]
+    sqlite: tuple[str, ...]
+    changes: bool = True
+    commits_each: bool = False
+    again: bool = False
+
+    def statements(self, dialect: str) -> tuple[str, ...]:
+        """The names of the statements that it sends there."""
+        return self.sqlite if dialect == "sqlite" else self.postgresql
+
+
+def _act(prepare: Prepare, do: Do, *statements: str, sqlite: tuple[str, ...] | None = None, **facts: Any) -> Act:
+    return Act(
+        prepare=prepare, do=do, postgresql=statements, sqlite=statements if sqlite is None else sqlite, **facts
+    )
+
+
+def _nothing(_scene: Scene) -> None: ...
+
+
+def _two_due(scene: Scene) -> list[int]:
+    return scene.publish(None, "key")
+
+
+def _two_claimed(scene: Scene) -> list[RawAction]:
+    _two_due(scene)
+    return scene.claim(TYPE)
+
+
+def _two_executed(scene: Scene) -> list[RawAction]:
+    return scene.work(_two_claimed(scene))
+
+
+def _two_failed(scene: Scene) -> list[RawAction]:
+    return scene.work(_two_claimed(scene), "failed")
+
+
+def _two_snoozed(scene: Scene) -> list[RawAction]:
+    return scene.work(_two_claimed(scene), "snoozed")
+
+
+def _two_over(scene: Scene) -> list[RawAction]:
+    raws = _two_claimed(scene)
+    for raw in raws:
+        scene.ledger.begin(raw)
+    expire_leases(scene.engine, *(raw.id for raw in raws))
+    return raws
+
+
+def _two_cancelled(scene: Scene) -> list[int]:
+    return operations.cancel(scene.engine, _two_due(scene))
+
+
+def _two_old(scene: Scene) -> list[int]:
+    raws = _two_executed(scene)
+    scene.settle(raws, Processed())
+    change(scene.engine, *(raw.id for raw in raws), settled_at=seconds_from_now(-3600))
+    return [raw.id for raw in raws]
+
+
+def _holders(scene: Scene) -> list[int]:
+    return scene.publish("k1", "k2", delay=timedelta(hours=1))
+
+
+def _drafts(*keys: str | None, on_conflict: Any = "keep") -> list[Draft]:
+    drafts = [Draft().type(TYPE).payload({"key": key, "again": True}) for key in keys]
+    return [
+        draft if key is None else draft.idempotency(key).on_conflict(on_conflict)
+        for key, draft in zip(keys, drafts, strict=True)
+    ]
+
+
+def _publish_many(scene: Scene, *keys: str | None, on_conflict: Any = "keep") -> None:
+    scene.noted(keys, lambda: publish_many(scene.engine, _drafts(*keys, on_conflict=on_conflict)))
+
+
+def _publish_in_own_transaction(scene: Scene, _: Any) -> None:
+    """In the caller's: what is acknowledged is the caller's commit."""
+
+    def both() -> list[Any]:
+        with scene.engine.begin() as connection:
+            return publish_many(connection, _drafts("k1", None))
+
+    scene.noted(["k1", None], both)
+
+
+def _publish_by_url(scene: Scene, _: Any) -> None:
+    url = scene.engine.url.render_as_string(hide_password=False)
+    scene.noted([None], lambda: [publish(url, TYPE, {"key": None})])
+
+
+def _claim(scene: Scene, lanes: Any) -> None:
+    sent_at = time.monotonic()
+    raws = claiming.claim(scene.engine, TABLE, lanes, limit=10, lease=timedelta(minutes=5), claimed_by=HOLDER)
+    scene.ledger.claimed(raws, sent_at=sent_at)
+
+
+def _lanes(scene: Scene) -> Any:
+    _two_due(scene)
+    return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
+
+
+def _keys(raws: Sequence[RawAction]) -> list[tuple[int, int]]:
+    return [(raw.id, raw.claim_count) for raw in raws]
+
+
+def _settle_in_own_transaction(scene: Scene, raws: Sequence[RawAction]) -> None:
+    sent_at = time.monotonic()
+    with scene.engine.begin() as connection:
+        for raw in raws:
+            settle_action(connection, raw.action())
+    for raw in raws:
+        scene.ledger.accepted(raw, "processed", sent_at=sent_at)
+
+
+def _rescue(scene: Scene, _: Any) -> None:
+    rescue(scene.engine, TABLE, lambda _: AT_ONCE, limit=10)
+
+
+FAILED, SNOOZED = Failed(error_type="E", message="m"), Snooze(timedelta(0))
+HOUR = timedelta(hours=1)
+
+ACTS: Final[dict[str, Act]] = {
+    "publish one": _act(_nothing, lambda s, _: s.publish(None), "publish"),
+    "publish one, by URL": _act(_nothing, _publish_by_url, "publish", commits_each=True),
+    "publish one, key new": _act(_nothing, lambda s, _: s.publish("k1"), "publish", again=True),
+    "publish one, key taken": _act(
+        _holders, lambda s, _: s.publish("k1"), "publish", "publish_existing", changes=False, again=True
+    ),
+    "publish one, replacing": _act(
+        _holders, lambda s, _: s.publish("k1", on_conflict="replace"), "publish", "publish_replace", again=True
+    ),
+    "publish a batch": _act(_nothing, lambda s, _: _publish_many(s, None, None), "publish"),
+    "publish a batch, keys": _act(
+        _holders, lambda s, _: _publish_many(s, "k1", "k3"), "publish", "publish_existing", again=True
+    ),
+    "publish a batch, replacing": _act(
+        _holders,
+        lambda s, _: _publish_many(s, "k1", "k2", on_conflict="replace"),
+        *("publish", "publish_lock", "publish_replace"),
+        sqlite=("publish", "publish_replace"),
+        again=True,
+    ),
+    "publish a batch, joined": _act(
+        _nothing, _publish_in_own_transaction, "publish", sqlite=("publish_begin", "publish")
+    ),
+    "survey": _act(_two_due, lambda s, _: claiming.survey(s.engine, TABLE), "survey", changes=False),
+    "count what is due": _act(
+        _lanes, lambda s, lanes: claiming.count_due(s.engine, TABLE, lanes), "count_due", changes=False
+    ),
+    "rescue": _act(_two_over, _rescue, "rescue", "settle"),
+    "claim": _act(_lanes, _claim, "claim"),
+    "begin": _act(
+        _two_claimed,
+        lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, "run") for key in _keys(raws)]),
+        "begin",
+    ),
+    "renew": _act(
+        _two_executed, lambda s, raws: claiming.renew(s.engine, TABLE, _keys(raws), lease=HOUR), "renew"
+    ),
+    "settle processed": _act(_two_executed, lambda s, raws: s.settle(raws, Processed()), "settle"),
+    "settle failed": _act(_two_failed, lambda s, raws: s.settle(raws, FAILED), "settle"),
+    "settle snoozed": _act(_two_snoozed, lambda s, raws: s.settle(raws, SNOOZED), "settle"),
+    "settle, joined": _act(_two_executed, _settle_in_own_transaction, "settle", "settle"),
+    "release": _act(_two_claimed, lambda s, raws: s.settle(raws, Released()), "settle"),
+    "cancel": _act(_two_due, lambda s, ids: operations.cancel(s.engine, ids), "cancellable", "cancel"),
+    "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry"),
+    "reschedule": _act(_two_due, lambda s, ids: operations.reschedule(s.engine, ids, delay=HOUR), "reschedule"),
+    "prune": _act(_two_old, lambda s, _: operations.prune(s.engine, timedelta(minutes=1)), "prune"),
+    "count what is old": _act(
+        _two_old, lambda s, _: operations.count_prunable(s.engine, HOUR), "count_prunable", changes=False
+    ),
+    "look": _act(_two_due, lambda s, _: operations.find(s.engine), "find", changes=False),
+    "look at ids": _act(_two_due, lambda s, _: operations.find_ids(s.engine), "find_ids", changes=False),
+    "look at counts": _act(_two_due, lambda s, _: operations.counts(s.engine), "count", changes=False),
+}
