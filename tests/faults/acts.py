@@ -258,7 +258,7 @@ ACTS: Final[dict[str, Act]] = {
     "settle processed": _act(_two_executed, lambda s, raws: s.settle(raws, Processed()), "settle"),
     "settle failed": _act(_two_failed, lambda s, raws: s.settle(raws, FAILED), "settle"),
     "settle snoozed": _act(_two_snoozed, lambda s, raws: s.settle(raws, SNOOZED), "settle"),
-    "settle, joined": _act(_two_executed, _settle_in_own_transaction, "settle", "settle"),
+    "settle, joined": _act(_two_executed, _settle_in_own_transaction, "settle"),
     "release": _act(_two_claimed, lambda s, raws: s.settle(raws, Released()), "settle"),
     "cancel": _act(_two_due, lambda s, ids: operations.cancel(s.engine, ids), "cancellable", "cancel"),
     "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry"),
