@@ -2,6 +2,7 @@
 .POSIX:
 .PHONY: help demo test test-slim model lint format layers bench audit constraints clean
 .PHONY: help demo test test-slim soak lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim faults lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -48,6 +49,9 @@ model:
 ## make soak         break everything for hours, then audit: make soak ARGS="--minutes 30 --seed 7 --database postgresql"
 soak: $(READY)
 	$(BIN)/python -m tests.soak $(ARGS)
+## make faults       the failpoint matrix: every statement struck in every way, on both databases, as a table
+faults: $(READY)
+	$(BIN)/python -m tests.faults.matrix $(ARGS)
 
 ## make lint         style, types, layers
 lint: $(READY)

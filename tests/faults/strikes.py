@@ -38,6 +38,8 @@ def strike(act: str, url: str, folder: str, failpoint: str | None) -> int:
     made = ACTS[act].prepare(scene)
     scene.publish(None, type_=BYSTANDER)
     (Path(folder) / "before.json").write_text(json.dumps(snapshot(scene.engine)))
+    if ACTS[act].commits_each:
+        scene.engine.dispose()  # the act has connections of its own; an idle one would be cut with them
     with _armed(scene.engine, failpoint):
         try:
             ACTS[act].do(scene, made)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,10 @@ from sqlalchemy import Engine
 from prefect_claim_dispatch import databases, operations, publish_many
 from prefect_claim_dispatch.publishing import Publisher
 from tests.acceptance.processors import ledger
+from tests.faults.failpoints import VARIABLE
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Child, Processes
+from tests.kit.tables import expire_leases
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -165,3 +168,36 @@ def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, star
     assert report["lost_leases"] == 2
     assert report["processed"] == 0
     assert len(re.findall("lost the lease of claim 1", zombie.errors)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "database"),
+    [
+        ("claim:after-commit", "postgres_url"),
+        ("settle:before", "sqlite_url"),
+        ("settle:after", "postgres_url"),
+        ("settle:after-commit", "sqlite_url"),
+    ],
+)
+def test_flow_killed_at_a_statement_loses_nothing(
+    failpoint: str, database: str, start_flow: StartFlow, request: pytest.FixtureRequest
+) -> None:
+    """Cells of the failpoint matrix under Prefect: as in the acts that `test_matrix` strikes without it."""
+    url = request.getfixturevalue(database)
+    engine = publish_some(url, "t.note", 5)
+    victim = start_flow(url, "--processors", "tests.faults.failpoints", **{VARIABLE: f"{failpoint}:kill"})
+    assert victim.wait(120) == -signal.SIGKILL, victim.errors
+    executed_before = Counter(int(line[0]) for line in ledger())
+
+    expire_leases(engine, *operations.find_ids(engine, status="claimed"))
+    report_of(start_flow(url, "--lease", "30s"))
+
+    rows = operations.find(engine, limit=None)
+    assert {str(row.status) for row in rows} == {"processed"}
+    executed = Counter(int(line[0]) for line in ledger())
+    for row in rows:
+        crashes = [error["claim_count"] for error in row.errors if error["kind"] == "crashed"]
+        assert row.claim_count == 1 + len(crashes) == 1 + row.fail_count
+        assert 1 <= executed[row.id] <= row.claim_count
+        assert executed[row.id] == 1 or executed_before[row.id], "a repeat without a crash"
+    assert ("claim" in failpoint) == (not executed_before), "the flow died somewhere else"

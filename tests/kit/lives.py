@@ -1,9 +1,8 @@
-"""Processes that live an action's life without Prefect, to be raced, starved, stopped and killed.
+"""Processes that live an action's life without Prefect, to be raced and starved.
 
 ``python -m tests.kit.lives COMMAND URL ...``.
 
-Each line on standard output is said when it has happened. Importing `tests.faults.failpoints` arms what the
-environment names.
+Each line on standard output is said when it has happened.
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import tests.faults.failpoints  # noqa: F401 - arms the failpoint of the environment
-from prefect_claim_dispatch import Draft, claiming, engines, publish_many
+from prefect_claim_dispatch import claiming, engines
 from prefect_claim_dispatch.keeping import Keeper
-from prefect_claim_dispatch.outcomes import Processed, Released
+from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from prefect_claim_dispatch.reports import Tally
-from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import TABLE, claim_due, verdicts
 from tests.kit.waiting import wait_until
@@ -36,32 +33,6 @@ CATASTROPHE = "a" * 40 + "b"  # a match of (a+)+$ takes hours, in C, and never g
 def say(**facts: Any) -> None:
     """One line of JSON."""
     print(json.dumps(facts), flush=True)
-
-
-def publish(url: str) -> None:
-    """Publish two actions in a transaction of their own."""
-    receipts = publish_many(url, [Draft().type("a").payload({"n": number}) for number in range(2)])
-    say(published=[receipt.id for receipt in receipts])
-
-
-def live(url: str, *options: str) -> None:
-    """One round: survey, rescue, claim, begin, renew, then settle (with ``release``: give back unbegun)."""
-    engine = engines.create(url)
-    claiming.survey(engine, TABLE)
-    rescued = rescue(engine, TABLE, lambda _: RetryPolicy(backoff=timedelta(0)), limit=100)
-    say(rescued=[settlement.id for settlement in rescued])
-    raws = claim_due(engine, claimed_by="the-one-that-dies")
-    say(claimed=[raw.id for raw in raws])
-    if "release" in options:
-        settle(engine, TABLE, verdicts(Released(), raws))
-        say(released=[raw.id for raw in raws])
-        return
-    claiming.begin(engine, TABLE, [(raw.id, raw.claim_count, f"run-{raw.id}") for raw in raws])
-    say(begun=[raw.id for raw in raws])
-    claiming.renew(engine, TABLE, [(raw.id, raw.claim_count) for raw in raws], lease=timedelta(minutes=10))
-    say(executed=[raw.id for raw in raws])
-    settle(engine, TABLE, verdicts(Processed(), raws))
-    say(settled=[raw.id for raw in raws])
 
 
 def race(url: str, start: str, ledger: str, limit: str, racers: str) -> None:
@@ -133,7 +104,7 @@ WORK = {"idle": _be_idle, "busy": _be_busy, "stuck": _be_stuck}
 def main(command: str, *arguments: str) -> None:
     """Do what the command line says."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    {"publish": publish, "live": live, "race": race, "keep": keep}[command](*arguments)
+    {"race": race, "keep": keep}[command](*arguments)
 
 
 def said(output: str) -> dict[str, Any]:
