@@ -107,9 +107,7 @@ class Act:
 
 
 def _act(prepare: Prepare, do: Do, *statements: str, sqlite: tuple[str, ...] | None = None, **facts: Any) -> Act:
-    return Act(
-        prepare=prepare, do=do, postgresql=statements, sqlite=statements if sqlite is None else sqlite, **facts
-    )
+    return Act(prepare=prepare, do=do, postgresql=statements, sqlite=statements if sqlite is None else sqlite, **facts)
 
 
 def _nothing(_scene: Scene) -> None: ...
@@ -252,9 +250,7 @@ ACTS: Final[dict[str, Act]] = {
         lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, "run") for key in _keys(raws)]),
         "begin",
     ),
-    "renew": _act(
-        _two_executed, lambda s, raws: claiming.renew(s.engine, TABLE, _keys(raws), lease=HOUR), "renew"
-    ),
+    "renew": _act(_two_executed, lambda s, raws: claiming.renew(s.engine, TABLE, _keys(raws), lease=HOUR), "renew"),
     "settle processed": _act(_two_executed, lambda s, raws: s.settle(raws, Processed()), "settle"),
     "settle failed": _act(_two_failed, lambda s, raws: s.settle(raws, FAILED), "settle"),
     "settle snoozed": _act(_two_snoozed, lambda s, raws: s.settle(raws, SNOOZED), "settle"),

@@ -51,9 +51,7 @@ class Cell:
 def boundaries() -> list[tuple[str, str]]:
     """The rows of the table: each act with each of its statements, on either database."""
     return [
-        (name, statement)
-        for name, act in ACTS.items()
-        for statement in dict.fromkeys((*act.postgresql, *act.sqlite))
+        (name, statement) for name, act in ACTS.items() for statement in dict.fromkeys((*act.postgresql, *act.sqlite))
     ]
 
 
@@ -124,9 +122,7 @@ def _is_named(function: ast.FunctionDef | None) -> bool:
     if function is None:
         return False
     last = function.args.args[-1].arg
-    return any(
-        isinstance(node, ast.Dict) and ast.unparse(node) == f"{{NAME: {last}}}" for node in ast.walk(function)
-    )
+    return any(isinstance(node, ast.Dict) and ast.unparse(node) == f"{{NAME: {last}}}" for node in ast.walk(function))
 
 
 class Results:
@@ -191,14 +187,14 @@ def print_table(outcomes: dict[str, str]) -> None:
     console.print(table)
     console.print("marks: before, after, after COMMIT; [green]✓[/] passed, [red]✗[/] failed, [red]?[/] not run")
     for number, (reason, where) in enumerate(reasons.items(), start=1):
-        console.print(f"– {number}: {reason} ({len(where)} cells)")
+        console.print(f"- {number}: {reason} ({len(where)} cells)")
 
 
 def _mark(place: Cell, outcomes: dict[str, str], reasons: dict[str, list[str]]) -> str:
     found = moments(place.act, place.statement, place.dialect, place.fault)
     if isinstance(found, str):
         reasons[found].append(str(place))
-        return f"– {list(reasons).index(found) + 1}"
+        return f"- {list(reasons).index(found) + 1}"
     return "".join(_signs(place, found, outcomes))
 
 

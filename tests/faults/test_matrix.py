@@ -61,9 +61,7 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def engine(
-    dialect: str, stand: Stand, tmp_path: Path, sqlite_template: Callable[[], Path]
-) -> Iterator[Engine]:
+def engine(dialect: str, stand: Stand, tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[Engine]:
     """An engine on an empty table of that database."""
     if dialect == "sqlite":
         shutil.copy(sqlite_template(), tmp_path / "matrix.db")

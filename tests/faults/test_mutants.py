@@ -1,7 +1,7 @@
 """Mutants of our own code: each breaks one promise, and a short scenario with the auditor says which.
 
-The machine of `tests/conformance/test_stateful.py` finds others, by comparing the table with a model. Here nothing knows
-how the package works: only what really happened is held against the table.
+The machine of `tests/conformance/test_stateful.py` finds others, by comparing the table with a model. Here nothing
+knows how the package works: only what really happened is held against the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prefect_claim_dispatch.statements import rescue as rescue_module
 from prefect_claim_dispatch.statements import settle as settle_module
 from tests.faults.acts import AT_ONCE, FAILED, Scene
 from tests.faults.strikes import scene_of
-from tests.kit.auditor import audit, report
+from tests.kit.auditor import audit
 from tests.kit.tables import TABLE, expire_leases, make_due, verdicts
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -120,9 +120,7 @@ def two_claim_at_once(scene: Scene) -> dict[str, Any]:
 
     second = threading.Thread(target=claim)
     with scene.engine.connect() as connection:
-        claimed.append(
-            claiming.claim(connection, TABLE, lanes, limit=10, lease=timedelta(minutes=5), claimed_by="y")
-        )
+        claimed.append(claiming.claim(connection, TABLE, lanes, limit=10, lease=timedelta(minutes=5), claimed_by="y"))
         second.start()
         second.join(0.5)
         connection.commit()
