@@ -1,8 +1,6 @@
-# The ten commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
+# The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-slim model lint format layers bench audit constraints clean
-.PHONY: help demo test test-slim soak lint format layers bench audit constraints clean
-.PHONY: help demo test test-slim faults lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim faults soak model lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -46,9 +44,11 @@ test-slim: .venv-slim/.ready
 ## make model        search the model of the design, and its mutants, to the end (needs spin and a C compiler)
 model:
 	@sh docs/model/check.sh
+
 ## make soak         break everything for hours, then audit: make soak ARGS="--minutes 30 --seed 7 --database postgresql"
 soak: $(READY)
 	$(BIN)/python -m tests.soak $(ARGS)
+
 ## make faults       the failpoint matrix: every statement struck in every way, on both databases, as a table
 faults: $(READY)
 	$(BIN)/python -m tests.faults.matrix $(ARGS)
