@@ -18,7 +18,7 @@ from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
-from prefect_claim_dispatch.settling import settle, settle_action
+from prefect_claim_dispatch.settling import recognise, settle, settle_action
 from tests.kit.ledger import Ledger, PublishLog
 from tests.kit.tables import TABLE, change, claim_due, expire_leases, make_due, seconds_from_now, verdicts
 
@@ -142,6 +142,12 @@ def _two_over(scene: Scene) -> list[RawAction]:
     return raws
 
 
+def _two_settled(scene: Scene) -> list[tuple[int, int]]:
+    raws = _two_executed(scene)
+    scene.settle(raws, Processed())
+    return _keys(raws)
+
+
 def _two_cancelled(scene: Scene) -> list[int]:
     return operations.cancel(scene.engine, _two_due(scene))
 
@@ -255,6 +261,9 @@ ACTS: Final[dict[str, Act]] = {
     "settle failed": _act(_two_failed, lambda s, raws: s.settle(raws, FAILED), "settle"),
     "settle snoozed": _act(_two_snoozed, lambda s, raws: s.settle(raws, SNOOZED), "settle"),
     "settle, joined": _act(_two_executed, _settle_in_own_transaction, "settle"),
+    "recognise what was settled": _act(
+        _two_settled, lambda s, claims: recognise(s.engine, TABLE, claims), "recognise", changes=False
+    ),
     "release": _act(_two_claimed, lambda s, raws: s.settle(raws, Released()), "settle"),
     "cancel": _act(_two_due, lambda s, ids: operations.cancel(s.engine, ids), "cancellable", "cancel"),
     "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry"),
