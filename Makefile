@@ -1,6 +1,6 @@
 # The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-slim faults soak model lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim test-pgbouncer faults soak model lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -52,6 +52,10 @@ soak: $(READY)
 ## make faults       the failpoint matrix: every statement struck in every way, on both databases, as a table
 faults: $(READY)
 	$(BIN)/python -m tests.faults.matrix $(ARGS)
+
+## make test-pgbouncer  the conformance suite through pgbouncer in transaction mode (Debian: apt install pgbouncer)
+test-pgbouncer: $(READY)
+	CLAIM_DISPATCH_TEST_PGBOUNCER=1 $(BIN)/pytest -q -n $(WORKERS) $(ARGS) tests/conformance
 
 ## make lint         style, types, layers
 lint: $(READY)

@@ -34,10 +34,15 @@ POSTGRESQL_CONNECT_ARGS: dict[str, Any] = {
     "tcp_user_timeout": 20_000,
 }
 
-# Serialization failure, deadlock, lock timeout.
-CONTENDED = ("40001", "40P01", "55P03")
+# Serialization failure, deadlock, lock timeout, statement timeout.
+CONTENDED = ("40001", "40P01", "55P03", "57014")
+OUT_OF_RESOURCES = "53"
 READ_ONLY = "25006"
 SQLITE_READONLY = 8
+SQLITE_FULL = 13
+
+PREPARE_THRESHOLD = "prepare_threshold"
+NEVER = ("none", "never", "off", "0")
 
 
 def parsed_url(url: str) -> URL:
@@ -76,7 +81,9 @@ def create(url: str, **options: Any) -> Engine:
     """An engine as the loop needs it: short transactions, time limits, and on SQLite one writer at a time.
 
     SQLite: WAL, a busy timeout of 30 s, and ``BEGIN IMMEDIATE``, so that a claim never has to upgrade a read lock.
-    PostgreSQL: READ COMMITTED, and a dead network noticed within 30 s.
+    PostgreSQL: READ COMMITTED, and a dead network noticed within 30 s. With psycopg, nothing is prepared on the server
+    where a pooler stands between (see `_without_preparing`); ``?prepare_threshold=`` in the URL, a number or ``none``,
+    decides it instead.
 
     Raises:
         ConfigurationError: as `parsed_url`; or the driver is not there, or for asyncio, or refuses an option.
@@ -113,7 +120,39 @@ def _create_postgresql(parsed: URL, options: dict[str, Any]) -> Engine:
     arguments = {key: value for key, value in POSTGRESQL_CONNECT_ARGS.items() if key not in parsed.query}
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("pool_size", 4)
-    return create_engine(parsed, connect_args=arguments, hide_parameters=True, **options)
+    is_psycopg = parsed.get_driver_name() == "psycopg"
+    asked = parsed.query.get(PREPARE_THRESHOLD) if is_psycopg else None
+    if asked is not None:
+        parsed = parsed.difference_update_query([PREPARE_THRESHOLD])
+        arguments[PREPARE_THRESHOLD] = _threshold(str(asked))
+    engine = create_engine(parsed, connect_args=arguments, hide_parameters=True, **options)
+    if is_psycopg and asked is None:
+        event.listen(engine, "connect", _without_preparing)
+    return engine
+
+
+def _threshold(asked: str) -> int | None:
+    if asked.lower() in NEVER:
+        return None
+    if asked.isascii() and asked.isdigit():
+        return int(asked)
+    msg = f"prepare_threshold must be a number or none, got {asked!r}"
+    raise ValueError(msg)
+
+
+def _without_preparing(connection: Any, _record: Any) -> None:
+    """Prepare no statements where a pooler stands between.
+
+    In transaction mode, what one client has prepared under a name is met by the next under the same name: it fails,
+    or worse, runs the other's statement. A pooler tells its client a process id of its own making, so it is known by
+    a server that has another.
+    """
+    is_autocommitting = connection.autocommit
+    connection.autocommit = True  # one round trip, and no transaction is left open
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    connection.autocommit = is_autocommitting
+    if pid != connection.info.backend_pid:
+        connection.prepare_threshold = None
 
 
 def _create_sqlite(url: URL, options: dict[str, Any]) -> Engine:
@@ -171,6 +210,13 @@ def _translate(error: DBAPIError) -> DatabaseError:
         return DatabaseError(f"the database refuses: {reason}; {remedy}")
     if state in CONTENDED or "database is locked" in reason:
         return DatabaseContendedError(f"other transactions were in the way ({reason}), nothing was written; try again")
-    if isinstance(error, OperationalError | InterfaceError):
-        return DatabaseUnavailableError(f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL")
+    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        return DatabaseUnavailableError(_why_unavailable(error, reason))
     return DatabaseError(f"the database refuses: {reason}")
+
+
+def _why_unavailable(error: DBAPIError, reason: str) -> str:
+    is_out = (sqlstate(error) or "").startswith(OUT_OF_RESOURCES)
+    if is_out or getattr(error.orig, "sqlite_errorcode", 0) == SQLITE_FULL:
+        return f"the database has run out of disk, memory or connections: {reason}; free some, nothing was written"
+    return f"the database can't be reached: {reason}; check CLAIM_DISPATCH_DATABASE_URL"

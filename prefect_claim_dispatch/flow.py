@@ -6,11 +6,9 @@ import os
 from datetime import datetime, timedelta
 from typing import Any
 
-import httpx
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.blocks.system import Secret
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from sqlalchemy import Engine, Table
@@ -18,11 +16,11 @@ from sqlalchemy import Engine, Table
 from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.reaching import ApiWatch, require_api
 from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError, PrefectUnavailableError
+from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
-from prefect_claim_dispatch.outcomes import redacted
 from prefect_claim_dispatch.processors import load_modules, registry
 from prefect_claim_dispatch.reports import DispatchReport, Tally
 from prefect_claim_dispatch.settings import PREFIX, Settings
@@ -118,15 +116,7 @@ def run_claim_flow(
     load_modules(settings.processors if processors is None else processors, catalogue=settings.catalogue)
     engine, where = databases.engine_for(None), databases.table_named(table, settings)
     _check_version(engine, where)
-    try:
-        with get_client(sync_client=True) as client:
-            problem = client.api_healthcheck()
-    except (httpx.HTTPError, RuntimeError) as error:
-        problem = error
-    if problem is not None:
-        reason = redacted(str(problem), 200)
-        msg = f"the Prefect API can't be reached ({reason}); check PREFECT_API_URL, nothing was claimed"
-        raise PrefectUnavailableError(msg)
+    require_api()
     modules = None if processors is None else list(processors)
     return claim_dispatch(limit=limit, until=until, processors=modules, lease=lease, stay=stay, table=table)
 
@@ -144,14 +134,19 @@ def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions)
             tally,
             options=options,
             before_first_claim=lambda: _check_version(engine, table),
+            before_claim=ApiWatch().require,
         )
         try:
             loop.run()
         except BaseException as reason:
             # Cancelled, told to stop by a signal, or unable to go on: what has not begun goes back at once.
             get_run_logger().warning("stopping early (%s)", type(reason).__name__)
-            if not loop.stop():
-                dispatcher.abandon()
+            is_done = False
+            try:
+                is_done = loop.stop()
+            finally:  # a second Ctrl-C ends the grace period
+                if not is_done:
+                    dispatcher.abandon()
             raise
     return tally.report()
 

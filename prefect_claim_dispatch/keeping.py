@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
 from collections.abc import Container, Iterable, Mapping
 from datetime import timedelta
@@ -21,6 +20,7 @@ from sqlalchemy import Engine, Table
 from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.policies import Settlement
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.sentinel import Sentinel
@@ -32,6 +32,9 @@ COMPANY = 0.05
 
 BATCH = 1_000
 """Most verdicts in one statement; more are written by several."""
+
+LAST_CHANCE = 0.5
+"""Seconds before the end of a lease at which a verdict that could not be written is tried once more, at the latest."""
 
 Key = tuple[int, int]
 
@@ -61,7 +64,7 @@ class Keeper:
         self._oldest_at: float | None = None
         self._renew_at = elapsed_clock() + lease.total_seconds() / 3
         self._retry_at = 0.0
-        self._failures = 0
+        self._outage = Outage("the action table can't be written")
         self._is_closing = False
         self._thread: threading.Thread | None = None
         self._sentinel: Sentinel | None = None
@@ -163,15 +166,20 @@ class Keeper:
             if elapsed_clock() >= self._renew_at:
                 self._renew()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live: no other settles and renews
-            self._failures += 1
-            pause = min(0.1 * 2**self._failures, 5.0) * (0.75 + random.random() / 2)  # noqa: S311 - jitter
-            self._retry_at = elapsed_clock() + pause
-            with self._changed:
-                self._oldest_at = self._oldest_at or elapsed_clock()  # what could not be written has waited enough
-            logger.warning("the action table can't be written, trying again in %.1f s: %s", pause, error)
+            self._retry_at = elapsed_clock() + self._outage.failed(error)
             self._give_up_expired()
+            self._take_last_chance()
         else:
-            self._failures, self._retry_at = 0, 0.0
+            self._outage.ended()
+            self._retry_at = 0.0
+
+    def _take_last_chance(self) -> None:
+        """Try again before the first lease of a verdict ends, however long the pauses have become."""
+        with self._changed:
+            self._oldest_at = self._oldest_at or elapsed_clock()  # what could not be written has waited enough
+            ends = [self._held[key].lease.expires - LAST_CHANCE for key in self._verdicts]
+            now = elapsed_clock()
+            self._retry_at = min([self._retry_at, *(end for end in ends if end > now)])
 
     def _settle_batch(self) -> None:
         with self._changed:

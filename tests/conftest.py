@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import Engine
 
-from tests.kit import keeping, postgres, processes
+from tests.kit import keeping, pgbouncer, postgres, processes
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
 
@@ -31,11 +31,15 @@ settings.register_profile("nightly", deadline=None, max_examples=10_000)
 settings.load_profile("unhurried")
 
 end_run = pytest.StashKey[Callable[[], None]]()
+through_pgbouncer = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the machine's settings before anything is imported; start the run's keeper in the controlling process."""
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    config.stash[through_pgbouncer] = os.environ.get(pgbouncer.VARIABLE, "") not in ("", "0")
+    if config.stash[through_pgbouncer] and pgbouncer.program() is None:
+        pytest.exit(f"{pgbouncer.VARIABLE} is set, and pgbouncer is not installed (Debian: apt install pgbouncer)", 0)
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name != pgbouncer.VARIABLE]:
         del os.environ[name]
     if not hasattr(config, "workerinput"):
         config.stash[end_run] = keeping.begin_run()
@@ -53,7 +57,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Give the test a Prefect home of its own and none of our settings."""
     for name in [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]:
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name)  # the variable that asks for pgbouncer, too: children would take it for a setting
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
 
 
@@ -73,14 +77,14 @@ def empty_catalogue() -> Iterator[None]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[str]:
     """The URL of a freshly migrated database, dropped after the test; once per database."""
     with _database(request.param, tmp_path, sqlite_template) as url:
-        yield url
+        yield _way(request, url, request.param)
 
 
 @pytest.fixture(params=DATABASES)
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with nothing in it, dropped after the test; once per database."""
     with _database(request.param, tmp_path, None) as url:
-        yield url
+        yield _way(request, url, request.param)
 
 
 @pytest.fixture
@@ -101,17 +105,26 @@ def sqlite_url(tmp_path: Path, sqlite_template: Callable[[], Path]) -> Iterator[
 
 
 @pytest.fixture
-def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
+def postgres_url(request: pytest.FixtureRequest, postgres_server: postgres.Server) -> Iterator[str]:
     """The URL of a freshly migrated database on the first PostgreSQL there is, the wheel's."""
     with postgres.fresh_database(postgres_server, prepare=MIGRATE) as url:
-        yield url
+        yield _way(request, url, postgres_server.name)
 
 
 @pytest.fixture
-def empty_postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
+def empty_postgres_url(request: pytest.FixtureRequest, postgres_server: postgres.Server) -> Iterator[str]:
     """The URL of an empty database on the first PostgreSQL there is."""
     with postgres.fresh_database(postgres_server) as url:
-        yield url
+        yield _way(request, url, postgres_server.name)
+
+
+@pytest.fixture
+def pgbouncer_url(postgres_server: postgres.Server) -> Iterator[str]:
+    """The URL of a freshly migrated database, through a pgbouncer in transaction mode; skipped without one."""
+    if pgbouncer.program() is None:
+        pytest.skip("pgbouncer is not installed (Debian: apt install pgbouncer)")
+    with postgres.fresh_database(postgres_server, prepare=MIGRATE) as url:
+        yield _through_pgbouncer(url, postgres_server.name)
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +199,16 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pa
 def shared_postgres(name: str) -> postgres.Server:
     """The run's server of that make, for a test that is parametrized over `postgres.available` itself."""
     return postgres.Server(**keeping.request(name))
+
+
+def _way(request: pytest.FixtureRequest, url: str, server: str) -> str:
+    """*url*, or the way to it through pgbouncer where the run asks for that."""
+    asked = request.config.stash[through_pgbouncer] and server != "sqlite"
+    return _through_pgbouncer(url, server) if asked else url
+
+
+def _through_pgbouncer(url: str, server: str) -> str:
+    return pgbouncer.url_through(keeping.request(pgbouncer.PREFIX + server)["port"], url)
 
 
 @contextmanager

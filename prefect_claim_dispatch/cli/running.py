@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from cyclopts import App
 
@@ -48,7 +53,7 @@ def run(
     find_modules_here()
     with needs_prefect("claim-dispatch run"):
         from prefect_claim_dispatch.flow import run_claim_flow  # noqa: PLC0415 - Prefect, if it is installed
-    with output_to_stderr():
+    with output_to_stderr(), ended_by_signal():
         report = run_claim_flow(
             processors=processors or None,
             limit=limit,
@@ -90,6 +95,31 @@ def needs_prefect(what: str) -> Generator[None]:
         if not comes_with_prefect(error):
             raise
         raise MissingExtraError(what, "prefect") from error
+
+
+@contextmanager
+def ended_by_signal() -> Generator[None]:
+    """End the process as a shell expects it: 130 after Ctrl-C, 143 after SIGTERM.
+
+    Work that outlasted its grace period holds the interpreter back at its end: it may take an hour, or for ever, with
+    nobody renewing its lease. So it is left behind, to its lease, when everything else has been told to the API.
+    """
+    from prefect.exceptions import TerminationSignal  # noqa: PLC0415 - Prefect, as the caller has seen, is installed
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave(signal.SIGINT)
+    except TerminationSignal as told:
+        _leave(told.signal)
+
+
+def _leave(signum: int) -> NoReturn:
+    atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - logs and events on their way
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(128 + signum)
 
 
 def _print_report(report: DispatchReport) -> None:

@@ -18,7 +18,9 @@ from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
+from prefect_claim_dispatch.errors import DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.outcomes import Outcome, Released
 from prefect_claim_dispatch.policies import settlement_for
 from prefect_claim_dispatch.reports import Tally
@@ -66,6 +68,7 @@ class ClaimLoop:
         *,
         options: LoopOptions,
         before_first_claim: Callable[[], None] | None = None,
+        before_claim: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
@@ -75,36 +78,70 @@ class ClaimLoop:
         self._tally = tally
         self._options = options
         self._before_first_claim = before_first_claim
+        self._before_claim = before_claim
+        self._survey: Survey | None = None
+        self._contended = 0
+        self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
         self._outstanding: set[Work] = set()
         self._waiting: deque[RawAction] = deque()
 
     def run(self) -> None:
-        """Work until nothing is due (or, without `drain`, for one claim), then wait for what was started."""
+        """Work until nothing is due (or, without `drain`, for one claim), then wait for what was started.
+
+        A database or a Prefect API that goes away meanwhile is borne with, and nothing is claimed until it is back.
+
+        Raises:
+            DatabaseError: the database was away from the start; or for longer than a lease and the stay, and nothing
+                that was begun is left.
+            PrefectUnavailableError: so was the API.
+        """
         stay_until = elapsed_clock() + self._options.stay.total_seconds()
-        contended = 0
-        while True:
-            survey = claiming.survey(self._engine, self._table)
-            lanes = self._routing.routable(survey.due(self._options.until))
-            if lanes or survey.has_expired_leases:
-                self._check_once()
-            if survey.has_expired_leases and self._rescue():
-                continue
-            claimed = self._claim(lanes)
-            if not self._options.drain:
-                break
-            contended = 0 if claimed else contended + 1
-            if claimed:
-                continue
-            if lanes and contended <= CONTENDED_ROUNDS:
-                # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
-                self._pause(CONTENDED_PAUSE)
-            elif self._is_busy():
-                self._wait_for_progress()
-            elif not self._wait_for_more(survey, stay_until):
-                break
+        while self._goes_on(stay_until):
+            pass
         self._finish()
-        self._count_unroutable(survey)
+        self._count_unroutable()
+
+    def _goes_on(self, stay_until: float) -> bool:
+        """One round; whether there is to be another."""
+        try:
+            goes_on = self._round(stay_until)
+        except (DatabaseUnavailableError, PrefectUnavailableError) as error:
+            if not self._bears_with_outage(stay_until):
+                raise
+            self._rest(self._outage.failed(error))
+            return True
+        self._outage.ended()
+        return goes_on
+
+    def _bears_with_outage(self, stay_until: float) -> bool:
+        if self._survey is None:
+            return False  # away before anything was begun: the next tick finds out, and this run is not in its way
+        is_new = self._outage.seconds < self._options.lease.total_seconds()
+        return is_new or self._is_busy() or elapsed_clock() < stay_until
+
+    def _round(self, stay_until: float) -> bool:
+        """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
+        self._survey = survey = claiming.survey(self._engine, self._table)
+        lanes = self._routing.routable(survey.due(self._options.until))
+        if lanes or survey.has_expired_leases:
+            self._check_once()
+        if survey.has_expired_leases and self._rescue():
+            return True
+        claimed = self._claim(lanes)
+        if not self._options.drain:
+            return False
+        self._contended = 0 if claimed else self._contended + 1
+        if claimed:
+            return True
+        if lanes and self._contended <= CONTENDED_ROUNDS:
+            # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
+            self._pause(CONTENDED_PAUSE)
+        elif self._is_busy():
+            self._wait_for_progress()
+        else:
+            return self._wait_for_more(survey, stay_until)
+        return True
 
     def stop(self) -> bool:
         """Give back at once what has not begun, wait for the rest for the grace period; returns whether all ended.
@@ -129,6 +166,8 @@ class ClaimLoop:
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int:
         """Claim from *lanes* what can start soon, and dispatch it; returns how many."""
+        if lanes and self._before_claim is not None:
+            self._before_claim()
         claimed = claiming.claim(
             self._engine,
             self._table,
@@ -205,11 +244,14 @@ class ClaimLoop:
         self._tally.add("rescued", len(rescued))
         return len(rescued)
 
-    def _count_unroutable(self, survey: Survey) -> None:
-        strays = self._routing.strays(survey.due(self._options.until))
+    def _count_unroutable(self) -> None:
+        strays = self._routing.strays(self._survey.due(self._options.until)) if self._survey else ()
         if not strays:
             return
-        self._tally.add("unroutable", claiming.count_due(self._engine, self._table, strays))
+        try:
+            self._tally.add("unroutable", claiming.count_due(self._engine, self._table, strays))
+        except DatabaseUnavailableError as error:  # all work is done: no reason to fail now
+            logger.warning("due actions without a processor can't be counted: %s", error)
         types = sorted({lane.type for lane in strays})
         logger.warning(
             "due actions of types without a processor: %s; they wait until one is registered", ", ".join(types[:10])
@@ -243,6 +285,12 @@ class ClaimLoop:
         next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
         self._pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
         return True
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""
+        until = elapsed_clock() + seconds
+        with self._freed:
+            self._freed.wait_for(lambda: elapsed_clock() >= until, seconds)
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0:

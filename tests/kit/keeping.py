@@ -72,6 +72,8 @@ def run_folder() -> Path:
 def request(name: str) -> dict[str, Any]:
     """The shared server *name* (``prefect`` or one of `postgres.available`), started if nobody asked for it before.
 
+    ``pgbouncer:`` before a PostgreSQL's name asks for a pgbouncer in front of it.
+
     Raises:
         RuntimeError: it did not start; the message holds what the keeper said.
     """
@@ -116,8 +118,12 @@ class _Keeper(socketserver.ThreadingUnixStreamServer):
 
             server, _ = prefect_server.start(self.processes, self.folder / "prefect")
             return dataclasses.asdict(server)
-        from tests.kit import postgres
+        from tests.kit import pgbouncer, postgres
 
+        if name.startswith(pgbouncer.PREFIX):
+            behind = name.removeprefix(pgbouncer.PREFIX)
+            server = postgres.Server(**self.server_named(behind))
+            return {"port": pgbouncer.start(self.processes, server, self.folder / f"pgbouncer-{behind}")}
         return dataclasses.asdict(postgres.start(name, self.folder / name.removeprefix("postgresql-")))
 
     def end(self) -> None:

@@ -1,0 +1,54 @@
+"""Whether the Prefect API can be reached: without it nothing is claimed."""
+
+from __future__ import annotations
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.errors import PrefectUnavailableError
+from prefect_claim_dispatch.outcomes import redacted
+
+EVERY = 5.0
+"""Seconds that an answer of the API is believed."""
+
+ANSWERS_WITHIN = 10.0
+
+
+def require_api() -> None:
+    """Ask the API for a sign of life, once and not for long: whoever claims waits for it.
+
+    Raises:
+        PrefectUnavailableError: there was none within 10 seconds.
+    """
+    try:
+        # Prefect's own retries would take minutes, with nothing in the log.
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(httpx_settings={"timeout": ANSWERS_WITHIN}, sync_client=True) as client,
+        ):
+            problem = client.api_healthcheck()
+    except (httpx.HTTPError, RuntimeError) as error:
+        problem = error
+    if problem is not None:
+        reason = redacted(str(problem) or type(problem).__name__, 200)
+        msg = f"the Prefect API can't be reached ({reason}); check PREFECT_API_URL, nothing was claimed"
+        raise PrefectUnavailableError(msg)
+
+
+class ApiWatch:
+    """Asks before claims, every few seconds at most. The flow run that this is for was made by the API a moment ago."""
+
+    def __init__(self) -> None:
+        self._answered_at = elapsed_clock()
+
+    def require(self) -> None:
+        """Nothing, where the API has answered of late or answers now.
+
+        Raises:
+            PrefectUnavailableError: as `require_api`.
+        """
+        if elapsed_clock() - self._answered_at >= EVERY:
+            require_api()
+            self._answered_at = elapsed_clock()
