@@ -134,7 +134,7 @@ def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions)
             tally,
             options=options,
             before_first_claim=lambda: _check_version(engine, table),
-            before_claim=ApiWatch().require,
+            api=ApiWatch(),
         )
         try:
             loop.run()

@@ -16,9 +16,10 @@ from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
-from prefect_claim_dispatch.errors import DatabaseUnavailableError, PrefectUnavailableError
+from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.outcomes import Outcome, Released
@@ -68,7 +69,7 @@ class ClaimLoop:
         *,
         options: LoopOptions,
         before_first_claim: Callable[[], None] | None = None,
-        before_claim: Callable[[], None] | None = None,
+        api: ApiWatch | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
@@ -78,7 +79,7 @@ class ClaimLoop:
         self._tally = tally
         self._options = options
         self._before_first_claim = before_first_claim
-        self._before_claim = before_claim
+        self._api = api
         self._survey: Survey | None = None
         self._contended = 0
         self._outage = Outage("nothing can be claimed")
@@ -106,19 +107,22 @@ class ClaimLoop:
         """One round; whether there is to be another."""
         try:
             goes_on = self._round(stay_until)
-        except (DatabaseUnavailableError, PrefectUnavailableError) as error:
-            if not self._bears_with_outage(stay_until):
+        except (DatabaseError, PrefectUnavailableError) as error:
+            if not self._bears_with(error, stay_until):
                 raise
             self._rest(self._outage.failed(error))
             return True
         self._outage.ended()
         return goes_on
 
-    def _bears_with_outage(self, stay_until: float) -> bool:
+    def _bears_with(self, error: Exception, stay_until: float) -> bool:
         if self._survey is None:
             return False  # away before anything was begun: the next tick finds out, and this run is not in its way
+        if self._is_busy():
+            return True  # to stop now would take the leases from work that may yet be settled
         is_new = self._outage.seconds < self._options.lease.total_seconds()
-        return is_new or self._is_busy() or elapsed_clock() < stay_until
+        passes = isinstance(error, DatabaseUnavailableError | PrefectUnavailableError)
+        return passes and (is_new or elapsed_clock() < stay_until)
 
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
@@ -166,8 +170,8 @@ class ClaimLoop:
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int:
         """Claim from *lanes* what can start soon, and dispatch it; returns how many."""
-        if lanes and self._before_claim is not None:
-            self._before_claim()
+        if lanes and self._api is not None:
+            self._api.require()
         claimed = claiming.claim(
             self._engine,
             self._table,
@@ -224,6 +228,9 @@ class ClaimLoop:
         self._keeper.settle(settlement_for(outcome, raw, policy))
 
     def _done(self, work: Work, ended: str) -> None:
+        if not work.has_begun and self._api is not None and self._api.is_away():
+            # Prefect asks its API before it calls a task in a new thread: that is no failure of this action's.
+            work.withdraw()
         work.conclude(ended)
         if not work.has_begun:
             # It never began, since its lease could not be relied on any more: give it back, if it is still ours to

@@ -52,3 +52,12 @@ class ApiWatch:
         if elapsed_clock() - self._answered_at >= EVERY:
             require_api()
             self._answered_at = elapsed_clock()
+
+    def is_away(self) -> bool:
+        """Ask now, whenever it was that the API answered last."""
+        self._answered_at = float("-inf")
+        try:
+            self.require()
+        except PrefectUnavailableError:
+            return True
+        return False
