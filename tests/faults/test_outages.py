@@ -40,7 +40,7 @@ CLAIMS, WRITES = "nothing can be claimed", "the action table can't be written"
 def server() -> Iterator[postgres.Server]:
     """A PostgreSQL with few connections, that these tests may stop."""
     folder = keeping.run_folder() / f"outages-{os.getpid()}"
-    yield postgres.start(next(iter(postgres.available())), folder, max_connections=20)
+    yield postgres.start(next(iter(postgres.available())), folder, durable=True, max_connections=20)
     postgres.discard(folder)
 
 
