@@ -41,7 +41,9 @@ class Outage:
         """Note a try that was in vain; returns the seconds until the next."""
         if not self.is_on:
             self._began_at = elapsed_clock()
-        pause = min(FIRST_PAUSE * 2**self._tries, LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+        # No further: after an hour of tries, the power itself would be too large for a float.
+        doublings = min(self._tries, 10)
+        pause = min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
         self._tries += 1
         if self._told is not type(error):
             self._told = type(error)
