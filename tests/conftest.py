@@ -202,9 +202,12 @@ def shared_postgres(name: str) -> postgres.Server:
 
 
 def _way(request: pytest.FixtureRequest, url: str, server: str) -> str:
-    """*url*, or the way to it through pgbouncer where the run asks for that."""
-    asked = request.config.stash[through_pgbouncer] and server != "sqlite"
-    return _through_pgbouncer(url, server) if asked else url
+    """*url*, or the way to it through pgbouncer where the run asks for that and the test can stand it."""
+    if server == "sqlite" or not request.config.stash[through_pgbouncer]:
+        return url
+    if refused := request.node.get_closest_marker("not_through_pgbouncer"):
+        pytest.skip(f"not through pgbouncer: {refused.kwargs['reason']}")
+    return _through_pgbouncer(url, server)
 
 
 def _through_pgbouncer(url: str, server: str) -> str:

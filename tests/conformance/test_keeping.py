@@ -40,6 +40,9 @@ from tests.kit.tables import (
 from tests.kit.waiting import wait_until
 
 FAILED = Failed(error_type="E", message="m")
+takes_the_database_away = pytest.mark.not_through_pgbouncer(
+    reason="it ends server connections, of which pgbouncer's clients hear only after its query_wait_timeout"
+)
 
 
 @pytest.fixture
@@ -352,6 +355,7 @@ def test_lease_of_an_earlier_claim_is_lost_although_the_later_is_renewed(engine:
 # A database that is away
 
 
+@takes_the_database_away
 def test_verdicts_wait_for_a_database_that_is_away(
     engine: Engine, keeper: Keeper, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -370,6 +374,7 @@ def test_verdicts_wait_for_a_database_that_is_away(
     assert tally.report().lost_leases == 0
 
 
+@takes_the_database_away
 def test_run_marks_wait_for_a_database_that_is_away(
     engine: Engine, keeper: Keeper, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -388,6 +393,7 @@ def test_run_marks_wait_for_a_database_that_is_away(
     )
 
 
+@takes_the_database_away
 def test_verdict_is_given_up_loudly_when_its_lease_is_over(
     engine: Engine, keeper: Keeper, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -407,6 +413,7 @@ def test_verdict_is_given_up_loudly_when_its_lease_is_over(
     assert not is_logged(caplog, f"a #{kept.id} (attempt 1): lost")
 
 
+@takes_the_database_away
 def test_close_gives_up_when_the_leases_are_over(
     engine: Engine, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -247,6 +247,7 @@ def test_autocommit_publishes_one_at_once_and_no_batch(database_url: str, born: 
     engine.dispose()
 
 
+@pytest.mark.not_through_pgbouncer(reason="it ends server connections, and its clients' connections go on")
 @both
 def test_terminated_backend_is_heard_once(postgres_url: str, publishing: Publishing) -> None:
     """The server restarted under the application: the publish fails aloud, and the next one gets a new connection."""
@@ -575,6 +576,7 @@ def test_one_publish_on_our_own_engine_is_one_round_trip(postgres_url: str) -> N
     assert seen == [*created, *kept, False]
 
 
+@pytest.mark.not_through_pgbouncer(reason="it counts server connections, and pgbouncer keeps its own")
 def test_disposing_of_our_engine_closes_what_publishes_by_url(postgres_url: str) -> None:
     """Whoever disposes of the engine before a fork must not find a connection of another pool in the child."""
     publish(postgres_url, "a")

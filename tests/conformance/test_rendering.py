@@ -34,8 +34,14 @@ def cursor_of(url: URL) -> Iterator[Any]:
         with closing(sqlite3.connect(url.database or "")) as connection:
             yield connection.cursor()
         return
-    with closing(psycopg.connect(host=str(url.query["host"]), user=url.username, dbname=url.database)) as connection:
+    host, port = address_of(url)
+    with closing(psycopg.connect(host=host, port=port, user=url.username, dbname=url.database)) as connection:
         yield connection.cursor()
+
+
+def address_of(url: URL) -> tuple[str, int | None]:
+    """Host and port: of the socket's folder, or of the pgbouncer that the run goes through."""
+    return url.host or str(url.query["host"]), url.port
 
 
 def execute(cursor: Any, draft: Draft, dialect: Any, style: Any) -> Any:
@@ -136,11 +142,16 @@ def test_asyncpg_takes_it_too(postgres_url: str) -> None:
     draft = WELCOME.idempotency("k").priority(2)
 
     async def publish_twice() -> list[Any]:
-        connection = await asyncpg.connect(host=str(url.query["host"]), user=url.username, database=url.database)
+        host, port = address_of(url)
+        # Nothing kept prepared, and one transaction: a pooler may stand between, which has no session to prepare in.
+        connection = await asyncpg.connect(
+            host=host, port=port, user=url.username, database=url.database, statement_cache_size=0
+        )
         sql, parameters = publish_sql(draft.eligible_at("2030-01-01T00:00:00+01:00"), "postgresql", "numeric_dollar")
         later, delayed = publish_sql(draft.after(minutes=5), "postgresql", "numeric_dollar")
         assert sql == later
-        ids = [await connection.fetchval(sql, *parameters), await connection.fetchval(later, *delayed)]
+        async with connection.transaction():
+            ids = [await connection.fetchval(sql, *parameters), await connection.fetchval(later, *delayed)]
         await connection.close()
         return ids
 
