@@ -123,7 +123,7 @@ def start_worker(
     env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
 ) -> Child:
-    """Start ``prefect worker`` for *pool*, and wait until the server knows that it is online.
+    """Start ``prefect worker`` for *pool*, and wait until it says that it has started and the server that it is online.
 
     *interrupt* decides what SIGTERM does to it. ``default``: the worker ends at once and its flow runs are killed;
     ``ignored``: it takes no new runs and waits for those it has.
@@ -144,10 +144,11 @@ def start_worker(
     )
 
     def is_online() -> bool:
-        assert child.is_running, f"the worker ended:\n{child.output}\n{child.errors}"
-        return len(_online(server, pool)) > before
+        assert child.is_running, f"the worker ended: {child.told}"
+        # The server knows before the worker is ready: a signal in between met it half made.
+        return "started!" in child.output and len(_online(server, pool)) > before
 
-    wait_until(is_online, description=f"a worker of pool {pool} is online", timeout=60)
+    wait_until(is_online, description=f"a worker of pool {pool} is online", timeout=60, explain=lambda: child.told)
     return child
 
 

@@ -61,6 +61,12 @@ class Child:
         """Standard error so far."""
         return self.stderr.read_text(errors="replace")
 
+    @property
+    def told(self) -> str:
+        """All that is known of it, for the message of a test that fails: exit code, standard output and error."""
+        state = "still running" if self.is_running else f"exit code {self.process.returncode}"
+        return f"process {self.pid}, {state}\n-- output\n{self.output}\n-- errors\n{self.errors}"
+
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to this process alone."""
         self.process.send_signal(signum)

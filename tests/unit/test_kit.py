@@ -274,10 +274,14 @@ def test_worker_ends_as_its_interrupt_says(
 
     worker.terminate()
     if interrupt == "ignored":
-        heard = "the worker heard SIGTERM"
-        wait_until(lambda: "Received SIGTERM" in worker.output + worker.errors, description=heard, timeout=60)
-        assert worker.is_running
+
+        def heard() -> bool:
+            assert worker.is_running, worker.told
+            return "Received SIGTERM" in worker.output + worker.errors
+
+        wait_until(heard, description="the worker heard SIGTERM", timeout=60, explain=lambda: worker.told)
+        assert worker.is_running, worker.told
         worker.terminate()
         assert worker.wait(60) == -signal.SIGKILL
     else:
-        assert worker.wait(60) >= 0
+        assert worker.wait(60) >= 0, worker.told
