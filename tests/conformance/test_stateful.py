@@ -123,7 +123,7 @@ class HandKeeper(Keeper):
     def write(self) -> None:
         while True:
             self._write()
-            assert not self._failures, "the keeper could not write"
+            assert not self._outage.is_on, "the keeper could not write"
             if not (self._verdicts or self._marks):
                 return
 
