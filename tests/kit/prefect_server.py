@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tests.kit.processes import Child, Interrupt, Processes, children, free_port
 from tests.kit.waiting import wait_until
 
 START_SECONDS = 120  # a cold start makes the server's database first
+SERVICE_UNAVAILABLE = 503
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -63,9 +65,20 @@ class PrefectServer:
         request = urllib.request.Request(
             f"{self.api_url}/{path.lstrip('/')}", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
+        (content,) = wait_until(lambda: _content(request), description=f"{path} is served", timeout=30)
         return json.loads(content) if content else None
+
+
+def _content(request: urllib.request.Request) -> tuple[bytes] | None:
+    """What is answered; None where the server asks to come again: its SQLite file was locked, and nothing is done."""
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return (answer.read(),)
+    except urllib.error.HTTPError as error:
+        if error.code != SERVICE_UNAVAILABLE:
+            raise
+        error.close()
+        return None
 
 
 def start(
