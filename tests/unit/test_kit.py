@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 from tests.kit import keeping, postgres
 from tests.kit.prefect_server import PrefectServer, create_process_pool, start_worker
 from tests.kit.processes import Child, Interrupt, Processes, exists, free_port
+from tests.kit.sinks import HttpReply, HttpSink
 from tests.kit.waiting import wait_until
 
 # A run of its own: each test leaves its servers' pids behind as files, and the last may wait to be disturbed.
@@ -243,6 +245,22 @@ def test_waiting_in_vain_says_for_what() -> None:
     """A test that times out must be readable without a debugger."""
     with pytest.raises(AssertionError, match="until pigs fly; last answer: 0"):
         wait_until(lambda: 0, description="pigs fly", timeout=0.05)
+    with pytest.raises(AssertionError, match=r"last answer: 0\nno wings$"):
+        wait_until(lambda: 0, description="pigs fly", timeout=0.05, explain=lambda: "no wings")
+
+
+def test_server_that_says_503_is_asked_again() -> None:
+    """A Prefect server whose SQLite file is locked has done nothing; what else it refuses must be seen at once."""
+    with HttpSink() as sink:
+        server = PrefectServer(api_url=sink.url("/api"), home="")
+        sink.fail("/api/flows", times=2)
+        sink.reply("/api/nothing", HttpReply(status=404))
+
+        server.post("flows")
+        with pytest.raises(HTTPError, match="404"):
+            server.post("nothing")
+
+        assert [request.path for request in sink.requests] == ["/api/flows"] * 3 + ["/api/nothing"]
 
 
 def test_free_port_can_be_listened_on() -> None:
