@@ -1,4 +1,4 @@
-"""Processes that live an action's life without Prefect, to be raced and starved.
+"""Processes that live an action's life without Prefect, to be raced, starved and given a wrong clock.
 
 ``python -m tests.kit.lives COMMAND URL ...``.
 
@@ -23,6 +23,7 @@ from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from prefect_claim_dispatch.reports import Tally
+from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import TABLE, claim_due, verdicts
 from tests.kit.waiting import wait_until
@@ -33,6 +34,22 @@ CATASTROPHE = "a" * 40 + "b"  # a match of (a+)+$ takes hours, in C, and never g
 def say(**facts: Any) -> None:
     """One line of JSON."""
     print(json.dumps(facts), flush=True)
+
+
+def live(url: str) -> None:
+    """One round: survey, rescue, claim, begin, renew, settle."""
+    engine = engines.create(url)
+    claiming.survey(engine, TABLE)
+    rescued = rescue(engine, TABLE, lambda _: RetryPolicy(backoff=timedelta(0)), limit=100)
+    say(rescued=[settlement.id for settlement in rescued])
+    raws = claim_due(engine, claimed_by="the-one-with-a-wrong-clock")
+    say(claimed=[raw.id for raw in raws])
+    claiming.begin(engine, TABLE, [(raw.id, raw.claim_count, f"run-{raw.id}") for raw in raws])
+    say(begun=[raw.id for raw in raws])
+    claiming.renew(engine, TABLE, [(raw.id, raw.claim_count) for raw in raws], lease=timedelta(minutes=10))
+    say(executed=[raw.id for raw in raws])
+    settle(engine, TABLE, verdicts(Processed(), raws))
+    say(settled=[raw.id for raw in raws])
 
 
 def race(url: str, start: str, ledger: str, limit: str, racers: str) -> None:
@@ -104,7 +121,7 @@ WORK = {"idle": _be_idle, "busy": _be_busy, "stuck": _be_stuck}
 def main(command: str, *arguments: str) -> None:
     """Do what the command line says."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    {"race": race, "keep": keep}[command](*arguments)
+    {"live": live, "race": race, "keep": keep}[command](*arguments)
 
 
 def said(output: str) -> dict[str, Any]:
