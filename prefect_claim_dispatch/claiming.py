@@ -97,6 +97,12 @@ class RawAction:
         """The errors of earlier attempts; empty when what is there can't be read."""
         return _errors(self.row.errors)
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the last attempt on record crashed: it may be what took its process, or have died of another's."""
+        raw = self.row[10]
+        return raw != "[]" and [error.get("kind") for error in _errors(raw)[-1:]] == ["crashed"]
+
     def action(self) -> Action:
         """The row as an `Action`, its reserved keys taken out of the payload.
 

@@ -18,6 +18,7 @@ from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.suspects import portion_of
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
@@ -82,6 +83,7 @@ class ClaimLoop:
         self._api = api
         self._survey: Survey | None = None
         self._contended = 0
+        self._gave_back = False
         self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
         self._outstanding: set[Work] = set()
@@ -134,7 +136,7 @@ class ClaimLoop:
             return True
         claimed = self._claim(lanes)
         if not self._options.drain:
-            return False
+            return self._gave_back  # the rest of this claim is claimed again
         self._contended = 0 if claimed else self._contended + 1
         if claimed:
             return True
@@ -169,7 +171,7 @@ class ClaimLoop:
         return is_done and self._keeper.flush(timeout=5.0)
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int:
-        """Claim from *lanes* what can start soon, and dispatch it; returns how many."""
+        """Claim from *lanes* what can start soon, and dispatch it, a suspect alone; returns how many."""
         if lanes and self._api is not None:
             self._api.require()
         claimed = claiming.claim(
@@ -184,10 +186,26 @@ class ClaimLoop:
         self._waiting.extend(claimed)
         self._keeper.hold(claimed)
         self._tally.add("claimed", len(claimed))
+        portion = portion_of(claimed, is_busy=self._is_busy())
+        self._gave_back = bool(portion.given_back)
+        if portion.has_suspects:
+            self._give_back(portion.given_back)
         while self._waiting:
             self._wait_for_slot()
             self._dispatch(self._waiting[0])
+        if portion.has_suspects:
+            self._finish()
         return len(claimed)
+
+    def _give_back(self, claimed: list[RawAction]) -> None:
+        """Release *claimed*, and have that and all verdicts so far written.
+
+        What the table does not know when a suspect begins, it takes with it.
+        """
+        for raw in claimed:
+            self._settle_raw(raw, Released())
+            self._waiting.remove(raw)
+        self._keeper.flush(timeout=self._options.lease.total_seconds())
 
     def _room(self) -> int:
         with self._freed:

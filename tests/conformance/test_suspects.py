@@ -1,0 +1,124 @@
+"""The loop with rows whose last attempt crashed: each runs alone in its process, and all come to an end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, select
+
+from prefect_claim_dispatch import Action, processor
+from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.policies import RetryPolicy
+from prefect_claim_dispatch.processors import Registry
+from prefect_claim_dispatch.reports import Tally
+from tests.kit.looping import ThreadDispatcher
+from tests.kit.tables import TABLE, add_many, by_status
+
+pytestmark = pytest.mark.timeout(120)
+
+CRASH = {"fail_count": 1, "claim_count": 1, "errors": [{"kind": "crashed", "claim_count": 1}]}
+COMPANY_SECONDS = 0.2  # long enough for what is started beside it to be seen there
+
+
+@dataclass
+class Witness:
+    """What each execution met when it began: the others that ran in this process, and what was claimed of the table."""
+
+    engine: Engine
+    running: set[int] = field(default_factory=set[int])
+    met: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    claimed: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, action: Action) -> None:
+        """Look around, and stay a while."""
+        with self.lock:
+            for other in self.running:
+                self.met[other].add(action.id)
+            self.met[action.id] = set(self.running)
+            self.running.add(action.id)
+        with self.engine.connect() as connection:
+            claimed = connection.execute(select(TABLE.c.id).where(TABLE.c.status == "claimed")).scalars()
+            self.claimed[action.id] = set(claimed)
+        time.sleep(COMPANY_SECONDS)
+        with self.lock:
+            self.running.discard(action.id)
+
+
+def run_loop(witness: Witness, *, drain: bool = True) -> Tally:
+    """One claim flow with four slots, without Prefect."""
+    registry, tally, lease = Registry(), Tally(), timedelta(seconds=60)
+    processor("a", registry=registry)(witness.work)
+    options = LoopOptions(limit=100, lease=lease, concurrency=4, claimed_by="loop", drain=drain)
+    dispatcher = ThreadDispatcher(options.concurrency)
+    with Keeper(witness.engine, TABLE, lease=lease, tally=tally) as keeper:
+        routing = Routing(registry, RetryPolicy())
+        ClaimLoop(witness.engine, TABLE, routing, dispatcher, keeper, tally, options=options).run()
+    dispatcher.close()
+    return tally
+
+
+def add_rows(engine: Engine, suspects: Sequence[bool]) -> list[int]:
+    """One row for each of *suspects*, due in that order."""
+    rows = [{"due_in": -60.0 + n, **(CRASH if is_suspect else {})} for n, is_suspect in enumerate(suspects)]
+    return add_many(engine, rows)
+
+
+@pytest.mark.parametrize(
+    "suspects",
+    [[False] * 10 + [True], [True] + [False] * 6, [True] * 3, [False, True, False, True, False] * 3],
+    ids=["among many that are ahead", "first", "nobody else", "mixed"],
+)
+def test_suspect_runs_alone(engine: Engine, suspects: list[bool]) -> None:
+    """If it kills the process, no other claim is open: not one that runs, nor one that waits, nor a late verdict."""
+    ids = add_rows(engine, suspects)
+    witness = Witness(engine)
+
+    run_loop(witness)
+
+    assert by_status(engine) == {"processed": len(ids)}
+    for id_, is_suspect in zip(ids, suspects, strict=True):
+        if is_suspect:
+            assert witness.met[id_] == set()
+            assert witness.claimed[id_] == {id_}
+        else:
+            accused = {other for other, guilty in zip(ids, suspects, strict=True) if guilty}
+            assert not witness.met[id_] & accused
+
+
+def test_others_still_run_side_by_side(engine: Engine) -> None:
+    """Only suspects pay: the witness sees company where there is some, so it would see a suspect's too."""
+    ids = add_rows(engine, [False] * 8 + [True])
+    witness = Witness(engine)
+
+    run_loop(witness)
+
+    assert any(witness.met[id_] for id_ in ids[:8])
+
+
+def test_one_claim_with_suspects_is_worked_off_without_drain(engine: Engine) -> None:
+    """What was given back to let a suspect run alone would else wait for the next tick, and the next, and the next."""
+    ids = add_rows(engine, [True, True, False, False])
+    witness = Witness(engine)
+
+    run_loop(witness, drain=False)
+
+    assert by_status(engine) == {"processed": len(ids)}
+
+
+def test_a_release_costs_the_suspects_no_attempt(engine: Engine) -> None:
+    """Waiting for its turn is no attempt."""
+    add_rows(engine, [True] * 4)
+    witness = Witness(engine)
+
+    run_loop(witness)
+
+    with engine.connect() as connection:
+        assert set(connection.execute(select(TABLE.c.fail_count)).scalars()) == {1}

@@ -1,0 +1,28 @@
+"""Processors of the tests of suspects: one kills its process, its siblings mean no harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+from prefect_claim_dispatch import Action, processor
+from tests.kit.ledger import Ledger
+
+MAX_ATTEMPTS = 3
+LEDGER = Ledger.of_environment()
+
+
+@processor("k.killer", max_attempts=MAX_ATTEMPTS, backoff=timedelta(0))
+def kill(action: Action) -> None:
+    """As a segmentation fault or the kernel's memory killer would."""
+    LEDGER.begin(action)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@processor("k.sibling", max_attempts=MAX_ATTEMPTS, backoff=timedelta(0))
+def work(action: Action) -> None:
+    """Long enough to be in the middle of it when another kills the process."""
+    with LEDGER.attempt(action):
+        time.sleep(0.05)
