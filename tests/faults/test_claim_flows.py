@@ -144,7 +144,7 @@ def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, s
     for row in rows:
         crashes = sum(error["kind"] == "crashed" for error in row.errors)
         assert executed[row.id] <= 1 + crashes
-        assert row.claim_count == 1 + crashes
+        assert row.claim_count >= 1 + crashes  # and one more whenever it was given back, to let another run alone
 
 
 def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, start_flow: StartFlow) -> None:
@@ -197,7 +197,7 @@ def test_flow_killed_at_a_statement_loses_nothing(
     executed = Counter(int(line[0]) for line in ledger())
     for row in rows:
         crashes = [error["claim_count"] for error in row.errors if error["kind"] == "crashed"]
-        assert row.claim_count == 1 + len(crashes) == 1 + row.fail_count
-        assert 1 <= executed[row.id] <= row.claim_count
+        assert row.claim_count >= 1 + len(crashes) == 1 + row.fail_count
+        assert 1 <= executed[row.id] <= 1 + len(crashes)
         assert executed[row.id] == 1 or executed_before[row.id], "a repeat without a crash"
     assert ("claim" in failpoint) == (not executed_before), "the flow died somewhere else"
