@@ -43,6 +43,13 @@ class TaskOptions:
     timeout: timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """A child process for each attempt; it may take *memory_bytes* more than it starts with, None for no limit."""
+
+    memory_bytes: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Processor:
     """One registration: a type or pattern, the code, and how its failures are treated."""
@@ -56,6 +63,7 @@ class Processor:
     backoff_max: timedelta | None = None
     facts: Facts | None = None
     on_rules_false: Snooze | None = None
+    isolation: Isolation | None = None
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -69,8 +77,8 @@ class Processor:
 
     @property
     def is_async(self) -> bool:
-        """Whether the function is a coroutine function."""
-        return inspect.iscoroutinefunction(self.function)
+        """Whether the function is a coroutine function of this process; isolated, its child runs the loop."""
+        return self.isolation is None and inspect.iscoroutinefunction(self.function)
 
     def policy(self, default: RetryPolicy) -> RetryPolicy:
         """This processor's durable retries, *default* where it says nothing."""
@@ -192,6 +200,7 @@ def processor(
     backoff_max: timedelta | None = None,
     facts: Facts | None = None,
     on_rules_false: Snooze | None = None,
+    isolate: bool | Isolation = False,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
     """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
@@ -214,6 +223,8 @@ def processor(
         backoff_max: the longest wait.
         facts: the present state that the action's rules look at, asked for just before dispatch.
         on_rules_false: look again later instead of cancelling when the rules are false.
+        isolate: run each attempt in a child process, which is killed at *timeout* whatever it does; `Isolation` also
+            limits its memory. For a function or `Task` that can be imported by its name.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
@@ -238,7 +249,9 @@ def processor(
             backoff_max=backoff_max,
             facts=facts,
             on_rules_false=on_rules_false,
+            isolation=Isolation() if isolate is True else isolate or None,
         )
+        _check_isolation(new)
         _check_signature(new)
         registry.add(new)
         return source
@@ -280,6 +293,18 @@ def _check_pattern(type_: str) -> None:
 def _check_attempts(type_: str, max_attempts: int | None) -> None:
     if max_attempts is not None and max_attempts < 1:
         msg = f"processor {type_!r}: max_attempts must be 1 or more, got {max_attempts}"
+        raise RegistrationError(msg)
+
+
+def _check_isolation(new: Processor) -> None:
+    if new.isolation is not None and new.is_flow:
+        msg = (
+            f"processor {new.pattern!r}: {new.place} is a flow, whose run is followed from this process; "
+            "isolate a function or a task, or use a deployment"
+        )
+        raise RegistrationError(msg)
+    if new.isolation is not None and "<locals>" in new.function.__qualname__:
+        msg = f"processor {new.pattern!r}: {new.place} can't be imported by its name in a child; move it to its module"
         raise RegistrationError(msg)
 
 

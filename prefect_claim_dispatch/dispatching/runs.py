@@ -75,7 +75,8 @@ def _task(processor: Processor, find: Find) -> Task[..., Any]:
             retries=processor.options.retries,
             retry_delay_seconds=processor.options.retry_delay_seconds,
         )
-    if processor.options.timeout is not None:
+    # Isolated, the child is killed at the limit; Prefect's own would leave it running.
+    if processor.options.timeout is not None and processor.isolation is None:
         task.timeout_seconds = processor.options.timeout.total_seconds()
     # With result persistence on, Prefect's default policy would run one of several equal actions and skip the others.
     task.cache_policy = NO_CACHE

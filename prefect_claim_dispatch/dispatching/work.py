@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.dispatching.isolation import call
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.processors import Processor
 
@@ -90,7 +91,11 @@ class Work:
         if not self._start(run_id):
             return _not_started()
         try:
-            result = self.processor.function(**self._arguments)
+            isolation = self.processor.isolation
+            if isolation is None:
+                result = self.processor.function(**self._arguments)
+            else:
+                result = call(self.processor, isolation, self._arguments)
         except BaseException as error:  # SystemExit in one action would end the flow and all the others
             self._error = TimeoutError("over its time limit") if _is_prefects_own(error) else error
             if isinstance(error, Exception) or _is_prefects_own(error):

@@ -1,0 +1,131 @@
+"""Isolation: what kills a child process is told of its action, and kills nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from prefect_claim_dispatch import Action, Cancel, Snooze
+from prefect_claim_dispatch.dispatching.isolation import IsolatedError, ProcessorKilledError, call
+from prefect_claim_dispatch.dispatching.work import Work
+from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.outcomes import Failed
+from prefect_claim_dispatch.processors import Isolation, Processor, Registry, TaskOptions, processor
+
+
+def snoozes() -> Snooze:
+    """Comes back later."""
+    return Snooze(timedelta(minutes=5))
+
+
+async def cancels() -> Cancel:
+    """Is not wanted, and a coroutine."""
+    return Cancel("not wanted")
+
+
+def exits() -> None:
+    """Ends its process without a word."""
+    os._exit(7)
+
+
+def faults() -> None:
+    """Reads where nothing is."""
+    ctypes.string_at(0)
+
+
+def hangs() -> None:
+    """Never comes back from C."""
+    sum(range(10**12))
+
+
+def devours() -> None:
+    """Wants more memory than it may have."""
+    bytearray(1 << 30)
+
+
+def shouts() -> None:
+    """Raises what no one wants to send."""
+    raise KeyboardInterrupt("x" * 10_000_000)
+
+
+def isolated(function: Any, *, timeout: timedelta = timedelta(seconds=60), memory_bytes: int | None = None) -> Any:
+    """What *function* comes to in a child."""
+    isolation = Isolation(memory_bytes=memory_bytes)
+    options = TaskOptions(timeout=timeout)
+    processor = Processor(pattern="x", source=function, place="here", options=options, isolation=isolation)
+    return call(processor, isolation, {})
+
+
+def test_an_isolated_processor_answers_as_it_would_in_a_thread() -> None:
+    """Sync or not, Snooze and Cancel mean the same."""
+    assert isolated(snoozes) == Snooze(timedelta(minutes=5))
+    assert isolated(cancels) == Cancel("not wanted")
+
+
+@pytest.mark.parametrize(("function", "ending"), [(exits, "status 7"), (faults, "SIGSEGV")])
+def test_a_processor_that_kills_its_process_is_told_as_an_error(function: Any, ending: str) -> None:
+    """This process lives on, and says how the child ended."""
+    with pytest.raises(ProcessorKilledError, match=ending):
+        isolated(function)
+
+
+def test_an_endless_loop_in_c_ends_at_its_time_limit() -> None:
+    """No thread could be stopped there."""
+    begun = time.monotonic()
+
+    with pytest.raises(TimeoutError, match="time limit"):
+        isolated(hangs, timeout=timedelta(seconds=3))
+
+    assert time.monotonic() - begun < 30
+
+
+def test_memory_beyond_the_limit_is_an_error_of_that_action() -> None:
+    """Not the end of the machine."""
+    with pytest.raises(IsolatedError) as raised:
+        isolated(devours, memory_bytes=200 << 20)
+
+    assert type(raised.value).__name__ == "MemoryError"
+
+
+def test_a_base_exception_with_an_enormous_text_comes_back_short() -> None:
+    """The pipe carries an excerpt."""
+    with pytest.raises(IsolatedError) as raised:
+        isolated(shouts)
+
+    assert type(raised.value).__name__ == "KeyboardInterrupt"
+    assert len(str(raised.value)) <= 1000
+
+
+def test_a_flow_or_a_function_without_a_name_of_its_own_is_refused_isolation() -> None:
+    """At import, before anything is claimed."""
+
+    def local() -> None: ...
+
+    with pytest.raises(RegistrationError, match="is a flow"):
+        processor("x", isolate=True, registry=Registry())(flow(snoozes))
+    with pytest.raises(RegistrationError, match="can't be imported by its name"):
+        processor("x", isolate=True, registry=Registry())(local)
+
+
+def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
+    """The whole way from the decorator to the outcome, and the attempt is counted like any failure."""
+    registry = Registry()
+    processor("x", isolate=True, timeout=timedelta(seconds=60), registry=registry)(exits)
+    now = datetime.now(UTC)
+    action = Action(id=1, type="x", payload={}, end_at=now, created_at=now, claim_count=1)
+    known = registry.match("x")
+    assert known is not None
+    work = Work(action, known, known.arguments(action), on_begin=lambda *_: None, on_outcome=lambda *_: None)
+
+    with pytest.raises(ProcessorKilledError):
+        work.run("")
+    work.conclude("Failed")
+
+    assert isinstance(work.outcome, Failed)
+    assert work.outcome.error_type == "ProcessorKilledError"
