@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,10 @@ def _plain(result: Any) -> Snooze | Cancel | None:
 
 def _die_with_parent() -> None:
     # The template ends when the flow does; without this, a child would go on working under a lease nobody renews.
+    # Each child is handed the pipe that keeps the template alive, so that the template would outlive the flow by it.
+    alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
+    if alive is not None:
+        os.close(alive)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

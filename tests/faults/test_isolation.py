@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow
 
 from prefect_claim_dispatch import Action, Cancel, Snooze
+from prefect_claim_dispatch.actions import Lease, elapsed_clock
 from prefect_claim_dispatch.dispatching.isolation import IsolatedError, ProcessorKilledError, call
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.outcomes import Failed
 from prefect_claim_dispatch.processors import Isolation, Processor, Registry, TaskOptions, processor
+from tests.kit.processes import exists
+from tests.kit.waiting import wait_until
 
 
 def snoozes() -> Snooze:
@@ -42,6 +48,12 @@ def faults() -> None:
 def hangs() -> None:
     """Never comes back from C."""
     sum(range(10**12))
+
+
+def hangs_with_its_pid_told() -> None:
+    """Never comes back, and says who it is."""
+    Path(os.environ["PID_FILE"]).write_text(str(os.getpid()), encoding="ascii")
+    hangs()
 
 
 def devours() -> None:
@@ -118,7 +130,8 @@ def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
     registry = Registry()
     processor("x", isolate=True, timeout=timedelta(seconds=60), registry=registry)(exits)
     now = datetime.now(UTC)
-    action = Action(id=1, type="x", payload={}, end_at=now, created_at=now, claim_count=1)
+    lease = Lease(expires=elapsed_clock() + 60)
+    action = Action(id=1, type="x", payload={}, end_at=now, created_at=now, claim_count=1, lease=lease)
     known = registry.match("x")
     assert known is not None
     work = Work(action, known, known.arguments(action), on_begin=lambda *_: None, on_outcome=lambda *_: None)
@@ -129,3 +142,18 @@ def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
 
     assert isinstance(work.outcome, Failed)
     assert work.outcome.error_type == "ProcessorKilledError"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends a child with its parent")
+def test_an_isolated_child_dies_with_its_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would go on working under a lease that nobody renews."""
+    told = tmp_path / "pid"
+    monkeypatch.setenv("PID_FILE", str(told))
+    code = "from tests.faults import test_isolation as t; t.isolated(t.hangs_with_its_pid_told)"
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        wait_until(lambda: told.exists() and told.read_text(encoding="ascii") != "", description="a child at work")
+        child = int(told.read_text(encoding="ascii"))
+
+        parent.kill()
+
+    wait_until(lambda: not exists(child), description="the child's end")
