@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from prefect_claim_dispatch.awaiting import apublish, apublish_many
     from prefect_claim_dispatch.catalogue import action_type
     from prefect_claim_dispatch.flow import claim_dispatch
-    from prefect_claim_dispatch.processors import processor
+    from prefect_claim_dispatch.processors import Isolation, processor
     from prefect_claim_dispatch.rendering import publish_sql
     from prefect_claim_dispatch.reports import DispatchReport
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Isolation": "processors",
     "action_type": "catalogue",
     "apublish": "awaiting",
     "apublish_many": "awaiting",
@@ -44,6 +45,7 @@ __all__ = [
     "Cancel",
     "DispatchReport",
     "Draft",
+    "Isolation",
     "Publisher",
     "Receipt",
     "Snooze",

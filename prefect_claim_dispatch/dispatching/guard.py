@@ -13,7 +13,7 @@ from prefect_claim_dispatch.clocks import wall_clock
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Unprocessable, redacted
 from prefect_claim_dispatch.payloads import problems
 from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.processors import Processor
+from prefect_claim_dispatch.registrations import Processor
 
 
 def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[Action, dict[str, Any]] | Outcome:

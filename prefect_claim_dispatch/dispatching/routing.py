@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prefect_claim_dispatch.claiming import Lane
+from prefect_claim_dispatch.dispatching.isolation import preload
 from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.processors import Processor, Registry
+from prefect_claim_dispatch.registrations import Processor
+from prefect_claim_dispatch.registry import Registry
 
 
 class Routing:
@@ -14,6 +16,7 @@ class Routing:
 
     def __init__(self, registry: Registry, default_policy: RetryPolicy) -> None:
         self._registry = registry
+        preload(registry.isolated_modules)
         self._default_policy = default_policy
 
     def match(self, type_: str) -> Processor | None:

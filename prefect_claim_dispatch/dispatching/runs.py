@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.utilities.callables import parameter_schema
 
 from prefect_claim_dispatch.dispatching.work import ActionReference, Work
-from prefect_claim_dispatch.processors import Processor
+from prefect_claim_dispatch.registrations import Processor
 
 RUN_NAME = "{action.name}"
 
@@ -76,8 +76,8 @@ def _task(processor: Processor, find: Find) -> Task[..., Any]:
             retry_delay_seconds=processor.options.retry_delay_seconds,
         )
     # Isolated, the child is killed at the limit; Prefect's own would leave it running.
-    if processor.options.timeout is not None and processor.isolation is None:
-        task.timeout_seconds = processor.options.timeout.total_seconds()
+    limit = None if processor.isolation is not None else processor.time_limit
+    task.timeout_seconds = None if limit is None else limit.total_seconds()
     # With result persistence on, Prefect's default policy would run one of several equal actions and skip the others.
     task.cache_policy = NO_CACHE
     task.cache_key_fn = None

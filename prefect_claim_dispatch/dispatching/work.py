@@ -15,7 +15,7 @@ from prefect.states import Completed
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.dispatching.isolation import call
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
-from prefect_claim_dispatch.processors import Processor
+from prefect_claim_dispatch.registrations import Processor
 
 Key = tuple[int, int]
 

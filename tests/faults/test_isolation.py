@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import State, flow, task
+from prefect.states import Failed
 
 from prefect_claim_dispatch import Action, Cancel, Snooze
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
 from prefect_claim_dispatch.dispatching.isolation import IsolatedError, ProcessorKilledError, call
+from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import RegistrationError
-from prefect_claim_dispatch.outcomes import Failed
+from prefect_claim_dispatch.outcomes import Failed as FailedAttempt
 from prefect_claim_dispatch.processors import Isolation, Processor, Registry, TaskOptions, processor
+from tests.acceptance import processors as other
 from tests.kit.processes import exists
 from tests.kit.waiting import wait_until
 
@@ -66,7 +72,52 @@ def shouts() -> None:
     raise KeyboardInterrupt("x" * 10_000_000)
 
 
-def isolated(function: Any, *, timeout: timedelta = timedelta(seconds=60), memory_bytes: int | None = None) -> Any:
+def stalls_in_its_answer() -> None:
+    """Begins an answer by itself, on whatever pipe there is, and never ends it."""
+    answers_by_itself(b'["retur')
+    hangs()
+
+
+def dies_in_its_answer() -> None:
+    """Begins an answer and is killed."""
+    answers_by_itself(b'["retur')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def answers_nonsense_without_end() -> None:
+    """Sends what is no answer for as long as someone reads it."""
+    while True:
+        answers_by_itself(b"x" * 1000)
+
+
+def answers_by_itself(told: bytes) -> None:
+    """Write to every pipe of this process, as only the hostile or the broken do."""
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, told)
+
+
+def leaves_a_child_behind() -> None:
+    """Starts a process that outlives its starter, and dies."""
+    sleeper = subprocess.Popen(["sleep", "600"])
+    Path(os.environ["PID_FILE"]).write_text(str(sleeper.pid), encoding="ascii")
+    os._exit(7)
+
+
+def kills_its_whole_group() -> None:
+    """Takes its guardian along."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def fails_as_prefect_has_it() -> State[Any]:
+    """Returns a state that is not Completed."""
+    return Failed(message="the receiver hung up")
+
+
+def isolated(
+    function: Any, *, timeout: timedelta | None = timedelta(seconds=60), memory_bytes: int | None = None
+) -> Any:
     """What *function* comes to in a child."""
     isolation = Isolation(memory_bytes=memory_bytes)
     options = TaskOptions(timeout=timeout)
@@ -85,6 +136,68 @@ def test_a_processor_that_kills_its_process_is_told_as_an_error(function: Any, e
     """This process lives on, and says how the child ended."""
     with pytest.raises(ProcessorKilledError, match=ending):
         isolated(function)
+
+
+@pytest.mark.parametrize("function", [exits, faults, dies_in_its_answer, kills_its_whole_group])
+def test_a_dead_child_is_noticed_without_a_time_limit(function: Any) -> None:
+    """Nobody waits for an answer that can't come."""
+    with pytest.raises(ProcessorKilledError):
+        isolated(function, timeout=None)
+
+
+def test_half_an_answer_is_waited_for_until_the_time_limit_only() -> None:
+    """And is not taken for one."""
+    with pytest.raises(TimeoutError, match="time limit"):
+        isolated(stalls_in_its_answer, timeout=timedelta(seconds=3))
+
+
+def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+    """It would fill the memory of the flow."""
+    with pytest.raises(ProcessorKilledError, match="no answer"):
+        isolated(answers_nonsense_without_end)
+
+
+def test_what_a_dead_processor_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its group is killed while its guardian still lives, so that its number can't be another's."""
+    monkeypatch.setenv("PID_FILE", str(tmp_path / "pid"))
+
+    with pytest.raises(ProcessorKilledError):
+        isolated(leaves_a_child_behind)
+
+    started = int((tmp_path / "pid").read_text(encoding="ascii"))
+    wait_until(lambda: not exists(started), description="the end of what it started")
+
+
+def test_a_failed_state_from_a_child_is_a_failure() -> None:
+    """As it is without isolation; it must not pass for processed."""
+    with pytest.raises(IsolatedError, match="hung up") as raised:
+        isolated(fails_as_prefect_has_it)
+
+    assert type(raised.value).__name__ == "RunFailedError"
+
+
+def test_the_time_limit_of_an_authors_task_is_the_childs() -> None:
+    """In Prefect's hands it would end the wait, and leave the child at work; the registration's goes first."""
+    registry = Registry()
+    limited = task(timeout_seconds=5)(hangs)
+    processor("own", isolate=True, registry=registry)(limited)
+    processor("said", isolate=True, timeout=timedelta(seconds=9), registry=registry)(limited)
+
+    own, said = registry.match("own"), registry.match("said")
+
+    assert own is not None
+    assert said is not None
+    assert (own.time_limit, said.time_limit) == (timedelta(seconds=5), timedelta(seconds=9))
+    assert Desk().task_for(own).timeout_seconds is None
+
+
+def test_the_modules_of_all_isolated_processors_are_loaded_once() -> None:
+    """In the template; each child would otherwise import its own again."""
+    registry = Registry()
+    processor("x", isolate=True, registry=registry)(exits)
+    processor("y.*", isolate=True, registry=registry)(other.note)
+
+    assert registry.isolated_modules == (other.__name__, __name__)
 
 
 def test_an_endless_loop_in_c_ends_at_its_time_limit() -> None:
@@ -140,7 +253,7 @@ def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
         work.run("")
     work.conclude("Failed")
 
-    assert isinstance(work.outcome, Failed)
+    assert isinstance(work.outcome, FailedAttempt)
     assert work.outcome.error_type == "ProcessorKilledError"
 
 

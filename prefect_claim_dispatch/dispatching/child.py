@@ -1,0 +1,144 @@
+"""The child's side of an isolated attempt: a guardian, which never runs the author's code, and its ward, which does.
+
+The guardian leads the process group and lives until that group is killed. So the group's number can't have been given
+to others by then, whatever became of the ward; and when the flow is gone, the guardian ends them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import inspect
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from prefect.client.schemas.objects import State
+
+from prefect_claim_dispatch.outcomes import Cancel, Failed, Snooze, redacted
+
+_PR_SET_PDEATHSIG = 1
+_MAX_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """What a ward is to do: the function's module and qualified name, what it is called with, and within what."""
+
+    place: tuple[str, str]
+    arguments: dict[str, Any]
+    environment: dict[str, str]
+    memory_bytes: int | None
+
+
+def guard(writer: Connection, errand: Errand) -> NoReturn:
+    """Run *errand* in a ward, and tell *writer* how the ward ended, in case it could not answer itself."""
+    os.setsid()
+    # The template's are those of the flow at the first call.
+    os.environ.clear()
+    os.environ.update(errand.environment)
+    ended, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup)
+    guardian = os.getpid()
+    ward = os.fork()
+    if ward == 0:
+        _as_ward(guardian, lambda: _answer(writer, errand))
+    _watch(ward, ended, writer)
+    while True:
+        _wait_for_end(-1)
+
+
+def _watch(ward: int, ended: int, writer: Connection) -> None:
+    while True:
+        _wait_for_end(ended)
+        pid, status = os.waitpid(ward, os.WNOHANG)
+        if pid == ward:
+            # A line of its own, also after half an answer.
+            with suppress(OSError):
+                os.write(writer.fileno(), b"\n" + _line("ended", os.waitstatus_to_exitcode(status)))
+            return
+
+
+def _wait_for_end(ended: int) -> None:
+    flow = cast("Any", multiprocessing.parent_process()).sentinel
+    ready = wait([flow] if ended < 0 else [flow, ended])
+    if flow in ready:
+        # Otherwise they would go on working under a lease that nobody renews.
+        os.killpg(0, signal.SIGKILL)
+    if ended in ready:
+        os.read(ended, 4096)
+
+
+def _as_ward(guardian: int, work: Callable[[], None]) -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == guardian:
+            work()
+    finally:
+        os._exit(0)
+
+
+def _answer(writer: Connection, errand: Errand) -> None:
+    try:
+        function = _found(*errand.place)
+        _limit_memory(errand.memory_bytes)
+        result = function(**errand.arguments)
+        line = _told(asyncio.run(result) if inspect.iscoroutine(result) else result)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is told to the flow
+        failed = Failed.from_exception(error)
+        line = _line("raised", redacted(failed.error_type, _MAX_NAME_LENGTH), failed.message)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os.write(writer.fileno(), line)
+
+
+def _told(result: Any) -> bytes:
+    match result:
+        case Snooze():
+            return _line("snoozed", result.delay.total_seconds(), redacted(result.reason))
+        case Cancel():
+            return _line("cancelled", redacted(result.reason))
+        case State() if not cast("State[Any]", result).is_completed():
+            state = cast("State[Any]", result)
+            message = state.message or f"the processor returned the state {state.name}"
+            return _line("raised", "RunFailedError", redacted(message))
+        case _:
+            return _line("returned")
+
+
+def _line(*told: Any) -> bytes:
+    return json.dumps(told).encode() + b"\n"
+
+
+def _found(module: str, qualname: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return getattr(found, "fn", found)
+
+
+def _limit_memory(memory_bytes: int | None) -> None:
+    if memory_bytes is None:
+        return
+    import resource  # noqa: PLC0415 - not on Windows
+
+    held = 0
+    with suppress(OSError):
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (held + memory_bytes, held + memory_bytes))

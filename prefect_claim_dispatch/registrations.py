@@ -1,0 +1,143 @@
+"""What is known of one processor: its code, its options, and what it is called with."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, get_type_hints
+
+from prefect import Flow, Task
+from pydantic import TypeAdapter
+
+from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.catalogue import catalogue
+from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.outcomes import Snooze, redacted
+from prefect_claim_dispatch.payloads import validated
+from prefect_claim_dispatch.policies import RetryPolicy
+
+Source = Callable[..., Any]
+"""A function, a `Task` or a `Flow`: all of them can be called."""
+
+Facts = Callable[[Action], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What Prefect is told of a plain function: its own retries inside one attempt, and the time limit of each."""
+
+    retries: int | None = None
+    retry_delay_seconds: float | list[float] | None = None
+    timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """A child process for each attempt; it may take *memory_bytes* more than it starts with, None for no limit."""
+
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Processor:
+    """One registration: a type or pattern, the code, and how its failures are treated."""
+
+    pattern: str
+    source: Source
+    place: str
+    options: TaskOptions = field(default_factory=TaskOptions)
+    max_attempts: int | None = None
+    backoff: timedelta | None = None
+    backoff_max: timedelta | None = None
+    facts: Facts | None = None
+    on_rules_false: Snooze | None = None
+    isolation: Isolation | None = None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The author's function itself."""
+        return function_of(self.source)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether an action becomes a subflow run instead of a task run."""
+        return isinstance(self.source, Flow)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function of this process; isolated, its child runs the loop."""
+        return self.isolation is None and inspect.iscoroutinefunction(self.function)
+
+    @property
+    def time_limit(self) -> timedelta | None:
+        """Of each try: the registration's, or else the one in the decorator of its `Task` or `Flow`."""
+        seconds = getattr(self.source, "timeout_seconds", None)
+        own = None if seconds is None else timedelta(seconds=seconds)
+        return own if self.options.timeout is None else self.options.timeout
+
+    def policy(self, default: RetryPolicy) -> RetryPolicy:
+        """This processor's durable retries, *default* where it says nothing."""
+        return RetryPolicy(
+            max_attempts=self.max_attempts or default.max_attempts,
+            backoff=default.backoff if self.backoff is None else self.backoff,
+            backoff_max=default.backoff_max if self.backoff_max is None else self.backoff_max,
+        )
+
+    def arguments(self, action: Action) -> dict[str, Any]:
+        """What the function is called with, the payload validated to its annotation, or without one to the catalogue.
+
+        Raises:
+            pydantic.ValidationError: the payload does not fit; the row can never be processed as it stands.
+        """
+        arguments: dict[str, Any] = {}
+        if "payload" in self._parameters:
+            adapter = self._adapter_of(action.type)
+            arguments["payload"] = dict(action.payload) if adapter is None else validated(adapter, action.payload)
+        if "action" in self._parameters:
+            arguments["action"] = action
+        return arguments
+
+    def check(self) -> None:
+        """Resolve what `arguments` needs, now that every module is imported.
+
+        Raises:
+            RegistrationError: the payload's annotation, or its class in the catalogue, can't be found or validated;
+                found per row, it would send a whole backlog to dead.
+        """
+        try:
+            _ = self._adapter
+        except Exception as error:
+            msg = (
+                f"processor {self.pattern!r}: the payload of {self.place} can't be validated to its annotation "
+                f"({redacted(f'{type(error).__name__}: {error}', 300)})"
+            )
+            raise RegistrationError(msg) from error
+        if "payload" in self._parameters and not self._is_annotated:
+            for type_ in catalogue.matching(self.pattern):
+                catalogue[type_].resolve()
+
+    def _adapter_of(self, type_: str) -> TypeAdapter[Any] | None:
+        entry = None if self._is_annotated else catalogue.entry(type_)
+        return self._adapter if entry is None else entry.adapter
+
+    @functools.cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.function).parameters)
+
+    @functools.cached_property
+    def _is_annotated(self) -> bool:
+        return "payload" in getattr(self.function, "__annotations__", {})
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        # Read late: at decoration time the names in an annotation may not exist yet.
+        annotation = get_type_hints(self.function, include_extras=True).get("payload", Any)
+        return None if annotation in (Any, dict, Mapping) else TypeAdapter(annotation)
+
+
+def function_of(source: Any) -> Callable[..., Any]:
+    """The function in *source*, or *source* itself."""
+    return source.fn if isinstance(source, Task | Flow) else source  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

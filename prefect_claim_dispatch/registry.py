@@ -1,0 +1,63 @@
+"""Processors by type."""
+
+from __future__ import annotations
+
+import threading
+from fnmatch import fnmatchcase
+
+from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.registrations import Processor
+
+
+class Registry:
+    """Processors by type. Exact beats pattern, the longest pattern wins; two for the same type are refused."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exact: dict[str, Processor] = {}
+        self._patterns: dict[str, Processor] = {}
+
+    def add(self, processor: Processor) -> None:
+        """Register *processor*. The same function from the same place again, as after a reload, replaces itself.
+
+        Raises:
+            RegistrationError: the type is taken, with both places named.
+        """
+        with self._lock:
+            known = self._patterns if "*" in processor.pattern else self._exact
+            other = known.get(processor.pattern)
+            if other is not None and other.place != processor.place:
+                msg = (
+                    f"processor {processor.pattern!r} of {processor.place} is already registered by {other.place}; "
+                    "choose another type"
+                )
+                raise RegistrationError(msg)
+            known[processor.pattern] = processor
+
+    def match(self, type_: str) -> Processor | None:
+        """The processor for actions of *type_*, None when nobody registered it."""
+        exact = self._exact.get(type_)
+        if exact is not None:
+            return exact
+        patterns = [pattern for pattern in self._patterns if fnmatchcase(type_, pattern)]
+        return self._patterns[max(patterns, key=lambda pattern: (len(pattern), pattern))] if patterns else None
+
+    def check(self) -> None:
+        """Find what is wrong with a processor before anything is claimed; see `Processor.check`."""
+        for known in (*self._exact.values(), *self._patterns.values()):
+            known.check()
+
+    @property
+    def isolated_modules(self) -> tuple[str, ...]:
+        """The modules of all isolated processors, sorted: what a child process needs to have imported."""
+        known = (*self._exact.values(), *self._patterns.values())
+        return tuple(sorted({one.function.__module__ for one in known if one.isolation is not None}))
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """All types and patterns that are registered, sorted."""
+        return tuple(sorted([*self._exact, *self._patterns]))
+
+
+registry = Registry()
+"""Where `@processor` registers unless told otherwise."""
