@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, cast
 
 from prefect.client.schemas.objects import State
@@ -48,7 +49,7 @@ def guard(writer: Connection, errand: Errand) -> NoReturn:
     os.environ.update(errand.environment)
     ended, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _ignored)
     signal.set_wakeup_fd(wakeup)
     guardian = os.getpid()
     ward = os.fork()
@@ -57,6 +58,10 @@ def guard(writer: Connection, errand: Errand) -> NoReturn:
     _watch(ward, ended, writer)
     while True:
         _wait_for_end(-1)
+
+
+def _ignored(number: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN: only a handler makes the signal write to the wakeup pipe."""
 
 
 def _watch(ward: int, ended: int, writer: Connection) -> None:

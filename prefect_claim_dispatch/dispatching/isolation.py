@@ -23,7 +23,7 @@ from prefect_claim_dispatch.registrations import Isolation, Processor
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _MAX_ANSWER_BYTES = 64 << 10
-_preloaded = {childs_side.__name__}
+_preloaded: set[str] = set()
 
 
 class IsolatedError(Exception):
@@ -36,7 +36,7 @@ class ProcessorKilledError(IsolatedError):
 
 def preload(modules: Iterable[str]) -> None:
     """Have the template import *modules*, so that no child has to; without effect once the template runs."""
-    _preloaded.update(modules)
+    _preloaded.update({childs_side.__name__}, modules)
     _FORKSERVER.set_forkserver_preload(sorted(_preloaded))
 
 
@@ -54,6 +54,7 @@ def call(processor: Processor, isolation: Isolation, arguments: dict[str, Any]) 
         environment=dict(os.environ),
         memory_bytes=isolation.memory_bytes,
     )
+    preload((processor.function.__module__,))
     reader, writer = _FORKSERVER.Pipe(duplex=False)
     with reader:
         with writer:

@@ -257,7 +257,6 @@ def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
     assert work.outcome.error_type == "ProcessorKilledError"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends a child with its parent")
 def test_an_isolated_child_dies_with_its_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it would go on working under a lease that nobody renews."""
     told = tmp_path / "pid"
