@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,11 @@ class Errand:
 def guard(writer: Connection, errand: Errand) -> NoReturn:
     """Run *errand* in a ward, and tell *writer* how the ward ended, in case it could not answer itself."""
     os.setsid()
+    _die_with_parent()
+    # The pipe that keeps the template alive: whoever writes into it ends the template.
+    alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
+    if alive is not None:
+        os.close(alive)
     # The template's are those of the flow at the first call.
     os.environ.clear()
     os.environ.update(errand.environment)
@@ -89,12 +95,17 @@ def _as_ward(guardian: int, work: Callable[[], None]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _die_with_parent()
         if os.getppid() == guardian:
             work()
     finally:
         os._exit(0)
+
+
+def _die_with_parent() -> None:
+    # A guardian whose template is gone could not be waited for; a ward without its guardian, not be ended.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(writer: Connection, errand: Errand) -> None:
