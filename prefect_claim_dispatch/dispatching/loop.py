@@ -18,7 +18,7 @@ from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.dispatching.suspects import portion_of
+from prefect_claim_dispatch.dispatching.suspects import Suspicion, portion_of
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
@@ -36,7 +36,11 @@ POLL = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopOptions:
-    """What a claim flow was asked for."""
+    """What a claim flow was asked for.
+
+    *alone*: how long a suspect runs alone at most; what kills its process mostly does so at once. *patience*: how long
+    one waits at most for others to end.
+    """
 
     limit: int
     lease: timedelta
@@ -46,6 +50,8 @@ class LoopOptions:
     drain: bool = True
     stay: timedelta = timedelta(0)
     grace: timedelta = timedelta(seconds=20)
+    alone: timedelta = timedelta(seconds=10)
+    patience: timedelta = timedelta(minutes=1)
 
     @property
     def read_ahead(self) -> int:
@@ -84,6 +90,7 @@ class ClaimLoop:
         self._survey: Survey | None = None
         self._contended = 0
         self._gave_back = False
+        self._suspicion = Suspicion(options.patience, routing.is_isolated)
         self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
         self._outstanding: set[Work] = set()
@@ -171,7 +178,7 @@ class ClaimLoop:
         return is_done and self._keeper.flush(timeout=5.0)
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int:
-        """Claim from *lanes* what can start soon, and dispatch it, a suspect alone; returns how many."""
+        """Claim from *lanes* what can start soon, and dispatch it, a suspect alone at first; returns how many."""
         if lanes and self._api is not None:
             self._api.require()
         claimed = claiming.claim(
@@ -186,7 +193,7 @@ class ClaimLoop:
         self._waiting.extend(claimed)
         self._keeper.hold(claimed)
         self._tally.add("claimed", len(claimed))
-        portion = portion_of(claimed, is_busy=self._is_busy())
+        portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=self._is_busy())
         self._gave_back = bool(portion.given_back)
         if portion.has_suspects:
             self._give_back(portion.given_back)
@@ -194,7 +201,7 @@ class ClaimLoop:
             self._wait_for_slot()
             self._dispatch(self._waiting[0])
         if portion.has_suspects:
-            self._finish()
+            self._finish(within=self._options.alone)
         return len(claimed)
 
     def _give_back(self, claimed: list[RawAction]) -> None:
@@ -322,7 +329,7 @@ class ClaimLoop:
             with self._freed:
                 self._freed.wait(seconds)
 
-    def _finish(self) -> None:
+    def _finish(self, within: timedelta | None = None) -> None:
         with self._freed:
-            self._freed.wait_for(lambda: not self._outstanding)
+            self._freed.wait_for(lambda: not self._outstanding, None if within is None else within.total_seconds())
         self._keeper.flush(timeout=self._options.lease.total_seconds())

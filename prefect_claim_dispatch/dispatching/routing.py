@@ -23,6 +23,11 @@ class Routing:
         """The processor of actions of that type; None when nobody here does them."""
         return self._registry.match(type_)
 
+    def is_isolated(self, type_: str) -> bool:
+        """Whether actions of that type run in a process of their own, and can't take this one with them."""
+        processor = self.match(type_)
+        return processor is not None and processor.isolation is not None
+
     def policy(self, processor: Processor | None) -> RetryPolicy:
         """How attempts of *processor* are judged; without one, as settings say."""
         return self._default_policy if processor is None else processor.policy(self._default_policy)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
@@ -36,6 +37,7 @@ class Witness:
     met: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     claimed: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     lock: threading.Lock = field(default_factory=threading.Lock)
+    slow: set[int] = field(default_factory=set[int])
 
     def work(self, action: Action) -> None:
         """Look around, and stay a while."""
@@ -47,16 +49,16 @@ class Witness:
         with self.engine.connect() as connection:
             claimed = connection.execute(select(TABLE.c.id).where(TABLE.c.status == "claimed")).scalars()
             self.claimed[action.id] = set(claimed)
-        time.sleep(COMPANY_SECONDS)
+        time.sleep(COMPANY_SECONDS * (10 if action.id in self.slow else 1))
         with self.lock:
             self.running.discard(action.id)
 
 
-def run_loop(witness: Witness, *, drain: bool = True) -> Tally:
+def run_loop(witness: Witness, *, drain: bool = True, **changes: Any) -> Tally:
     """One claim flow with four slots, without Prefect."""
     registry, tally, lease = Registry(), Tally(), timedelta(seconds=60)
     processor("a", registry=registry)(witness.work)
-    options = LoopOptions(limit=100, lease=lease, concurrency=4, claimed_by="loop", drain=drain)
+    options = LoopOptions(limit=100, lease=lease, concurrency=4, claimed_by="loop", drain=drain, **changes)
     dispatcher = ThreadDispatcher(options.concurrency)
     with Keeper(witness.engine, TABLE, lease=lease, tally=tally) as keeper:
         routing = Routing(registry, RetryPolicy())
@@ -122,3 +124,26 @@ def test_a_release_costs_the_suspects_no_attempt(engine: Engine) -> None:
 
     with engine.connect() as connection:
         assert set(connection.execute(select(TABLE.c.fail_count)).scalars()) == {1}
+
+
+def test_slow_suspect_is_soon_joined_by_others(engine: Engine) -> None:
+    """A deploy that kills its flows leaves suspects which are hours of innocent work: they must not stop all else."""
+    ids = add_rows(engine, [True, False, False, False])
+    witness = Witness(engine, slow={ids[0]})
+
+    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+
+    assert by_status(engine) == {"processed": 4}
+    assert witness.claimed[ids[0]] == {ids[0]}
+    assert witness.met[ids[0]] == {*ids[1:]}
+
+
+def test_suspect_does_not_wait_for_ever_beside_slow_work(engine: Engine) -> None:
+    """Nor is a row left behind for as long as something runs."""
+    first, second = add_rows(engine, [True, True])
+    witness = Witness(engine, slow={first})
+
+    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS), patience=timedelta(seconds=2 * COMPANY_SECONDS))
+
+    assert by_status(engine) == {"processed": 2}
+    assert witness.met[second] == {first}

@@ -18,6 +18,8 @@ SIBLINGS = 50
 
 
 @pytest.mark.timeout(300)
+# On one database: what is poisoned here is the process.
+@pytest.mark.parametrize("database_url", ["postgresql-18"], indirect=True)
 def test_poison_of_every_kind_harms_only_its_own_rows(
     children: Processes,
     prefect_server: PrefectServer,

@@ -65,6 +65,7 @@ def ends_of_flows(start: StartFlow) -> list[int]:
     return ends
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql-18"], indirect=True)
 def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
     engine: Engine, start_flow: StartFlow, ledger: Ledger
 ) -> None:
