@@ -77,6 +77,7 @@ bench: $(READY) .venv-peers/.ready
 	$(BIN)/python benchmarks/claim_settle.py --peer-python .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/publish.py --peer-python .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/isolation.py $(ARGS)
 	$(BIN)/python benchmarks/rules.py $(ARGS)
 
 ## make audit        known vulnerabilities in what the constraints name
