@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 Bind = Engine | Connection | Session | scoped_session[Any] | str | None
 T = TypeVar("T")
 
+OURS: Final = "claim_dispatch_ours"
+"""An execution option: this connection is of an engine that no application has ever seen."""
+
 CONTENDED_TRIES: Final = 3
 # A lock timeout is not among them: who waited in vain once would only wait again.
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
@@ -166,7 +169,13 @@ def _autocommitting_engine(engine: Engine) -> Engine:
 
     With those of *engine*, switched to and fro for every publish, it would take as long as a transaction.
     """
-    autocommitting_engine = create(engine.url.render_as_string(hide_password=False), isolation_level="AUTOCOMMIT")
+    autocommitting_engine = create(
+        engine.url.render_as_string(hide_password=False),
+        isolation_level="AUTOCOMMIT",
+        execution_options={OURS: True},
+    )
+    # A connection that commits by itself has nothing to roll back; SQLAlchemy asks from 2.0.43 on, else it does so.
+    autocommitting_engine.dialect.skip_autocommit_rollback = True
 
     @event.listens_for(engine, "engine_disposed")
     def dispose(_engine: Engine) -> None:  # pyright: ignore[reportUnusedFunction]

@@ -14,9 +14,11 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Table
 
 from prefect_claim_dispatch.checks import OnConflict
+from prefect_claim_dispatch.databases import OURS
 from prefect_claim_dispatch.dialects import POSTGRESQL, SUPPORTED, Instant, bind_rows
 from prefect_claim_dispatch.drafts import Receipt
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
+from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements import publish as statements
 
 # More often than this, an action that vanishes between "it exists" and "where is it" is no race.
@@ -88,12 +90,20 @@ def _insert_keyless(connection: Connection, rows: Sequence[Row]) -> list[Receipt
     """Receipts for rows that nothing can refuse, as ids rise in the order of insertion."""
     table, dialect = rows[0].table, connection.dialect.name
     if len(rows) == 1:
-        given = rows[0].given()
-        created = connection.execute(statements.insert_keyless(table, dialect, tuple(given)), given).scalar_one()
-        return [Receipt(id=created, outcome="created")]
+        return [Receipt(id=_insert_one_keyless(connection, rows[0]), outcome="created")]
     bound = _draft_rows(connection, rows)
     ids = connection.execute(statements.insert_many_keyless(table, dialect), bound).scalars().all()
     return [Receipt(id=id_, outcome="created") for id_ in sorted(ids)]
+
+
+def _insert_one_keyless(connection: Connection, row: Row) -> int:
+    given = row.given()
+    names = tuple(given)
+    if OURS in connection.get_execution_options():
+        # Nothing of an application's hangs on this connection: no translated schema names, no listeners.
+        sql = statements.keyless_text(row.table, connection.dialect, names)
+        return connection.exec_driver_sql(sql, given, execution_options={NAME: "publish"}).scalar_one()
+    return connection.execute(statements.insert_keyless(row.table, connection.dialect.name, names), given).scalar_one()
 
 
 def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:

@@ -7,12 +7,13 @@ makes few texts and saves an eighth of the time.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Delete,
+    Dialect,
     Float,
     FromClause,
     Insert,
@@ -88,6 +89,15 @@ def insert_keyless(table: Table, dialect: str, given: tuple[str, ...]) -> Update
     bound: dict[str, Any] = {name: bindparam(name, type_=ROW_TYPES[name]) for name in given}
     statement = insert(table).values(_values(bound, dialect))
     return statement.returning(table.c.id).execution_options(**{NAME: "publish"})
+
+
+@lru_cache(maxsize=256)
+def keyless_text(table: Table, dialect: Dialect, given: tuple[str, ...]) -> str:
+    """`insert_keyless` as text, for a driver that takes its parameters by name: psycopg.
+
+    SQLAlchemy looks for a statement in its cache by all of its parts, which takes a sixth of what an insert does.
+    """
+    return str(insert_keyless(table, dialect.name, given).compile(dialect=dialect))
 
 
 @cache
