@@ -166,7 +166,8 @@ class Keeper:
             if elapsed_clock() >= self._renew_at:
                 self._renew()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live: no other settles and renews
-            self._retry_at = elapsed_clock() + self._outage.failed(error)
+            # Never for long beside a lease: what is claimed as soon as the table is back would lose its own.
+            self._retry_at = elapsed_clock() + min(self._outage.failed(error), self._lease.total_seconds() / 4)
             self._give_up_expired()
             self._take_last_chance()
         else:
