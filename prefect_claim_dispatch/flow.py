@@ -15,7 +15,8 @@ from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
-from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.loop import ClaimLoop
+from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch, require_api
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError

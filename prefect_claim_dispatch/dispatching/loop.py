@@ -6,8 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import Engine, Table
 
@@ -16,6 +15,7 @@ from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.suspects import Suspicion, portion_of
@@ -32,34 +32,6 @@ logger = logging.getLogger(__name__)
 CONTENDED_PAUSE = 0.05
 CONTENDED_ROUNDS = 20
 POLL = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopOptions:
-    """What a claim flow was asked for.
-
-    *alone*: how long a suspect runs alone at most; what kills its process mostly does so at once. *patience*: how long
-    one waits at most for others to end.
-    """
-
-    limit: int
-    lease: timedelta
-    concurrency: int
-    claimed_by: str
-    until: datetime | None = None
-    drain: bool = True
-    stay: timedelta = timedelta(0)
-    grace: timedelta = timedelta(seconds=20)
-    alone: timedelta = timedelta(seconds=10)
-    patience: timedelta = timedelta(minutes=1)
-
-    @property
-    def read_ahead(self) -> int:
-        """Claims that wait for a slot, so that none stands empty while the next claim is made.
-
-        A crash strands as many.
-        """
-        return max(4, self.concurrency // 2)
 
 
 class ClaimLoop:

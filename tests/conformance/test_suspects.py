@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Engine, select
 
 from prefect_claim_dispatch import Action, processor
-from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.loop import ClaimLoop
+from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.policies import RetryPolicy

@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 
 from prefect_claim_dispatch import Action, processor, publish
 from prefect_claim_dispatch.dispatching.dispatchers import OnDone
-from prefect_claim_dispatch.dispatching.loop import ClaimLoop, LoopOptions
+from prefect_claim_dispatch.dispatching.loop import ClaimLoop
+from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work

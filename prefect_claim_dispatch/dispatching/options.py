@@ -1,0 +1,34 @@
+"""What a claim flow was asked for, as its loop reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopOptions:
+    """What a claim flow was asked for.
+
+    *alone*: how long a suspect runs alone at most; what kills its process mostly does so at once. *patience*: how long
+    one waits at most for others to end.
+    """
+
+    limit: int
+    lease: timedelta
+    concurrency: int
+    claimed_by: str
+    until: datetime | None = None
+    drain: bool = True
+    stay: timedelta = timedelta(0)
+    grace: timedelta = timedelta(seconds=20)
+    alone: timedelta = timedelta(seconds=10)
+    patience: timedelta = timedelta(minutes=1)
+
+    @property
+    def read_ahead(self) -> int:
+        """Claims that wait for a slot, so that none stands empty while the next claim is made.
+
+        A crash strands as many.
+        """
+        return max(4, self.concurrency // 2)
