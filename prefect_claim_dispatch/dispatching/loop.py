@@ -62,6 +62,7 @@ class ClaimLoop:
         self._survey: Survey | None = None
         self._contended = 0
         self._gave_back = False
+        self._is_one_by_one = False
         self._suspicion = Suspicion(options.patience, routing.is_isolated)
         self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
@@ -157,7 +158,7 @@ class ClaimLoop:
             self._engine,
             self._table,
             lanes,
-            limit=min(self._options.limit, self._room()),
+            limit=1 if self._is_one_by_one else min(self._options.limit, self._room()),
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
@@ -167,6 +168,9 @@ class ClaimLoop:
         self._tally.add("claimed", len(claimed))
         portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=self._is_busy())
         self._gave_back = bool(portion.given_back)
+        # One of nothing but suspects: whatever is claimed beside the next would only be given back again.
+        is_one_of_many = portion.has_suspects and bool(portion.kept) and all(raw.is_suspect for raw in claimed)
+        self._is_one_by_one = self._options.drain and is_one_of_many
         if portion.has_suspects:
             self._give_back(portion.given_back)
         while self._waiting:

@@ -148,3 +148,15 @@ def test_suspect_does_not_wait_for_ever_beside_slow_work(engine: Engine) -> None
 
     assert by_status(engine) == {"processed": 2}
     assert witness.met[second] == {first}
+
+
+def test_suspects_among_themselves_are_claimed_one_by_one(engine: Engine) -> None:
+    """Claimed together, all but one would be given back each time, and the counts of claims would grow as a square."""
+    add_rows(engine, [True] * 5)
+
+    run_loop(Witness(engine))
+
+    with engine.connect() as connection:
+        counts = connection.execute(select(TABLE.c.claim_count).order_by(TABLE.c.claim_count)).scalars().all()
+    assert by_status(engine) == {"processed": 5}
+    assert counts == [2, 3, 3, 3, 3]
