@@ -104,8 +104,9 @@ class Keeper:
     def flush(self, timeout: float) -> bool:
         """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are."""
         with self._changed:
-            self._oldest_at = 0.0
-            self._changed.notify_all()
+            if self._verdicts:
+                self._oldest_at = 0.0
+                self._changed.notify_all()
             return self._written.wait_for(lambda: not self._verdicts, timeout)
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ class ClaimLoop:
     def _bears_with(self, error: Exception, stay_until: float) -> bool:
         if self._survey is None:
             return False  # away before anything was begun: the next tick finds out, and this run is not in its way
-        if self._is_busy():
+        if self._count_outstanding():
             return True  # to stop now would take the leases from work that may yet be settled
         is_new = self._outage.seconds < self._options.lease.total_seconds()
         passes = isinstance(error, DatabaseUnavailableError | PrefectUnavailableError)
@@ -108,6 +108,10 @@ class ClaimLoop:
 
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
+        outstanding = self._count_outstanding()
+        if not outstanding:
+            # What failed may be due again at once; look only when the verdicts are in the table.
+            self._keeper.flush(timeout=self._options.lease.total_seconds())
         self._survey = survey = claiming.survey(self._engine, self._table)
         lanes = self._routing.routable(survey.due(self._options.until))
         if lanes or survey.has_expired_leases:
@@ -123,8 +127,8 @@ class ClaimLoop:
         if lanes and self._contended <= CONTENDED_ROUNDS:
             # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
             self._pause(CONTENDED_PAUSE)
-        elif self._is_busy():
-            self._wait_for_progress()
+        elif outstanding:  # as it was before the survey, which has not seen the verdict of what has ended since
+            self._wait_for_fewer(outstanding)
         else:
             return self._wait_for_more(survey, stay_until)
         return True
@@ -166,7 +170,7 @@ class ClaimLoop:
         self._waiting.extend(claimed)
         self._keeper.hold(claimed)
         self._tally.add("claimed", len(claimed))
-        portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=self._is_busy())
+        portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=bool(self._count_outstanding()))
         self._gave_back = bool(portion.given_back)
         # One of nothing but suspects: whatever is claimed beside the next would only be given back again.
         is_one_of_many = portion.has_suspects and bool(portion.kept) and all(raw.is_suspect for raw in claimed)
@@ -191,9 +195,8 @@ class ClaimLoop:
         self._keeper.flush(timeout=self._options.lease.total_seconds())
 
     def _room(self) -> int:
-        with self._freed:
-            outstanding = len(self._outstanding)
-        return max(1, self._options.concurrency + self._options.read_ahead - outstanding - len(self._waiting))
+        ahead = self._options.concurrency + self._options.read_ahead
+        return max(1, ahead - self._count_outstanding() - len(self._waiting))
 
     def _dispatch(self, raw: RawAction) -> None:
         """Hand over the action at the head of the line, which leaves it only when somebody else answers for it."""
@@ -265,24 +268,19 @@ class ClaimLoop:
             "due actions of types without a processor: %s; they wait until one is registered", ", ".join(types[:10])
         )
 
-    def _is_busy(self) -> bool:
+    def _count_outstanding(self) -> int:
         with self._freed:
-            return bool(self._outstanding)
+            return len(self._outstanding)
 
     def _wait_for_slot(self) -> None:
         # Here and not in the dispatcher's modes, which have a pool each: tasks and subflows share the slots.
         with self._freed:
             self._freed.wait_for(lambda: len(self._outstanding) < self._options.concurrency)
 
-    def _wait_for_progress(self) -> None:
+    def _wait_for_fewer(self, outstanding: int) -> None:
         """Until something ends, or a second: a row may have become due meanwhile, and slots are free for it."""
         with self._freed:
-            before = len(self._outstanding)
-            self._freed.wait_for(lambda: len(self._outstanding) < before, POLL)
-            is_last = not self._outstanding
-        if is_last:
-            # What failed may be due again at once; look only when the verdicts are in the table.
-            self._keeper.flush(timeout=self._options.lease.total_seconds())
+            self._freed.wait_for(lambda: len(self._outstanding) < outstanding, POLL)
 
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""

@@ -41,6 +41,7 @@ class ThreadDispatcher:
 
     def __init__(self, concurrency: int) -> None:
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="loop-under-test")
+        self.ended = 0
 
     def submit(self, work: Work, on_done: OnDone) -> None:
         """Run it, and say how it ended."""
@@ -50,14 +51,15 @@ class ThreadDispatcher:
         """Wait for what runs."""
         self._executor.shutdown()
 
-    @staticmethod
-    def _run(work: Work, on_done: OnDone) -> None:
+    def _run(self, work: Work, on_done: OnDone) -> None:
         try:
             work.run(f"run-{work.action.id}")
         except Exception as error:
             on_done(work, type(error).__name__)
         else:
             on_done(work, "Completed")
+        finally:
+            self.ended += 1
 
 
 @dataclass
