@@ -188,7 +188,6 @@ def test_verdicts_wait_until_a_connection_is_free(scene: Scene, url: str, server
     scene.publish(2)
     with ExitStack() as hogs, scene.loop() as running:
         scene.wait_until_begun(2)
-        scene.engine.dispose()
         server.terminate_backends(make_url(url).database or "")
         with pytest.raises(psycopg.OperationalError):
             while True:
