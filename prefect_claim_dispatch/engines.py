@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator
-from contextlib import contextmanager
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -22,6 +23,8 @@ from prefect_claim_dispatch.errors import (
     SchemaMissingError,
 )
 from prefect_claim_dispatch.outcomes import redacted
+
+_statement_log = logging.getLogger("sqlalchemy.engine.Engine")
 
 SQLITE_BUSY_SECONDS = 30
 # A half-open socket must be given up well inside the shortest sensible lease.
@@ -148,9 +151,13 @@ def _without_preparing(connection: Any, _record: Any) -> None:
     a server that has another.
     """
     is_autocommitting = connection.autocommit
-    connection.autocommit = True  # one round trip, and no transaction is left open
-    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone()
-    connection.autocommit = is_autocommitting
+    try:
+        connection.autocommit = True  # one round trip, and no transaction is left open
+        (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+        connection.autocommit = is_autocommitting
+    except BaseException:
+        connection.close()  # the pool has not got it yet, and nobody else would
+        raise
     if pid != connection.info.backend_pid:
         connection.prepare_threshold = None
 
@@ -175,6 +182,49 @@ def _create_sqlite(url: URL, options: dict[str, Any]) -> Engine:
 def _lenient_text(raw: bytes) -> str:
     # Rows written behind our back may hold bytes that are no UTF-8; they must harm only themselves.
     return raw.decode("utf-8", "replace")
+
+
+def is_watched(engine: Engine) -> bool:
+    """Whether somebody wants to see what *engine* executes: a listener, such as a tracer's, or SQLAlchemy's log."""
+    wanted = engine.dispatch
+    return bool(
+        wanted.before_cursor_execute
+        or wanted.after_cursor_execute
+        or wanted.before_execute
+        or wanted.after_execute
+        or engine.dialect.dispatch.handle_error
+        or _statement_log.isEnabledFor(logging.INFO)
+    )
+
+
+def value_by_driver(connection: Connection, sql: str, parameters: Mapping[str, Any]) -> Any:
+    """The one value that *sql* returns, asked of the driver; only where each statement commits as it is sent.
+
+    SQLAlchemy's own work around one statement (context, events, result) takes as long as the driver does for an insert.
+
+    Raises:
+        DBAPIError: as from `Connection.exec_driver_sql`, pool included: when the server is gone, no connection that
+            was made before is used again.
+    """
+    dialect, pooled = connection.dialect, connection.connection
+    cursor = pooled.cursor()
+    try:
+        cursor.execute(sql, parameters)
+        (value,) = cursor.fetchone() or (None,)
+        cursor.close()
+    except dialect.loaded_dbapi.Error as error:
+        is_gone = dialect.is_disconnect(error, pooled.driver_connection, cursor)
+        if is_gone:
+            with suppress(DBAPIError):
+                connection.exec_driver_sql("SELECT 1")  # so the pool finds out
+        raise DBAPIError.instance(
+            sql, None, error, dialect.loaded_dbapi.Error, hide_parameters=True, connection_invalidated=is_gone,
+            dialect=dialect,
+        ) from error  # fmt: skip
+    except BaseException:
+        connection.invalidate()  # interrupted: what comes next on it is anybody's guess
+        raise
+    return value
 
 
 @contextmanager

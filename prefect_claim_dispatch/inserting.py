@@ -17,6 +17,7 @@ from prefect_claim_dispatch.checks import OnConflict
 from prefect_claim_dispatch.databases import OURS
 from prefect_claim_dispatch.dialects import POSTGRESQL, SUPPORTED, Instant, bind_rows
 from prefect_claim_dispatch.drafts import Receipt
+from prefect_claim_dispatch.engines import is_watched, value_by_driver
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements import publish as statements
@@ -99,9 +100,11 @@ def _insert_keyless(connection: Connection, rows: Sequence[Row]) -> list[Receipt
 def _insert_one_keyless(connection: Connection, row: Row) -> int:
     given = row.given()
     names = tuple(given)
-    if OURS in connection.get_execution_options():
-        # Nothing of an application's hangs on this connection: no translated schema names, no listeners.
+    if OURS in connection.get_execution_options() and not connection.dialect.positional:
+        # Nothing of an application's hangs on this connection, no translated schema names for example.
         sql = statements.keyless_text(row.table, connection.dialect, names)
+        if not is_watched(connection.engine):
+            return value_by_driver(connection, sql, given)
         return connection.exec_driver_sql(sql, given, execution_options={NAME: "publish"}).scalar_one()
     return connection.execute(statements.insert_keyless(row.table, connection.dialect.name, names), given).scalar_one()
 
