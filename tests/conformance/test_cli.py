@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 from sqlalchemy import text
 
 from prefect_claim_dispatch import engines, migrations
+from tests.kit import keeping
+from tests.kit.commanding import PRELOAD, Answer, command
+from tests.kit.forks import ForkServer
 from tests.kit.prefect_server import PrefectServer
 
 PRINTING_PROCESSOR = """
@@ -48,40 +49,24 @@ class Comment(BaseModel):
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a command line came to."""
-
-    code: int
-    output: str
-    errors: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document of standard output."""
-        return json.loads(self.output)
-
-
 Run = Callable[..., Answer]
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Where commands are forked from: two hundred starts of Python would take minutes."""
+    with ForkServer(keeping.run_folder() / f"commands-{os.getpid()}", *PRELOAD) as server:
+        yield server
+
+
 @pytest.fixture
-def run_anywhere(tmp_path: Path) -> Run:
-    """Runs the real command line in an empty directory, with no settings but the given ones."""
+def run_anywhere(tmp_path: Path, forks: ForkServer) -> Run:
+    """Runs the command line in an empty directory, with no settings but the given ones."""
 
     def run(*arguments: str, stdin: str = "", environment: dict[str, str] | None = None) -> Answer:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CLAIM_DISPATCH_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect_claim_dispatch.cli", *arguments],
-            input=stdin,
-            env=kept | {"PREFECT_HOME": str(tmp_path / "home")} | (environment or {}),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return Answer(code=done.returncode, output=done.stdout, errors=done.stderr)
+        settings = kept | {"PREFECT_HOME": str(tmp_path / "home")} | (environment or {})
+        return command(forks, list(arguments), stdin=stdin, environment=settings, cwd=tmp_path)
 
     return run
 
