@@ -16,8 +16,8 @@ from tests.soak.findings import Findings
 from tests.soak.scenario import Database, Scenario
 from tests.soak.soaking import soak
 
-pytestmark = pytest.mark.timeout(280)
-SEED = 11
+pytestmark = pytest.mark.timeout(420)
+SEEDS = (11, 12, 13)
 SECONDS: dict[Database, float] = {"postgresql": 28.0, "sqlite": 15.0}
 
 
@@ -30,16 +30,25 @@ def folder() -> Path:
 @pytest.mark.parametrize("database", SECONDS)
 def test_short_soak_breaks_no_promise(database: Database, folder: Path, prefect_server: PrefectServer) -> None:
     """S1 to S8 and L1, of every row, after kills, stops, restarts and cuts; and the faults did reach the table."""
-    scenario = Scenario(database=database, seconds=SECONDS[database], seed=SEED, claimants=2)
+    findings = _soaked(database, folder, prefect_server, SEEDS[0])
+    for seed in SEEDS[1:]:
+        # Whether a stopped process wakes with work in hand is luck; a slow machine may need another deal.
+        if not findings.counts["stale settles attempted"]:
+            findings = _soaked(database, folder, prefect_server, seed)
 
-    findings = soak(scenario, folder, prefect_server.env)
-
-    assert findings.violations == [], findings.table
     assert findings.counts["stale settles attempted"] > 0, findings.table
     assert findings.counts["stale settles accepted"] == 0
     assert findings.faults["stop"] > 0
     assert findings.faults["kill"] > 0
     assert findings.counts["rows processed in the end"] > 50
+
+
+def _soaked(database: Database, folder: Path, prefect_server: PrefectServer, seed: int) -> Findings:
+    """What a short soak found, which is no broken promise."""
+    scenario = Scenario(database=database, seconds=SECONDS[database], seed=seed, claimants=2)
+    findings = soak(scenario, Path(f"{folder}-{seed}"), prefect_server.env)
+    assert findings.violations == [], findings.table
+    return findings
 
 
 def test_table_of_findings_names_what_is_broken() -> None:
