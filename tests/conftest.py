@@ -181,14 +181,13 @@ def prefect_api(
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Make a migrated SQLite file on first call, for copying."""
-    folder = tmp_path_factory.mktemp("sqlite-template")
-    file = folder / "migrated.db"
+def sqlite_template() -> Callable[[], Path]:
+    """Make a migrated SQLite file on first call, for copying; one for the whole run."""
+    file = keeping.run_folder() / "migrated.db"
 
     def template() -> Path:
         if not file.exists():
-            unfinished = folder / "unfinished.db"
+            unfinished = file.with_name(f"unfinished-{os.getpid()}.db")
             postgres.named(MIGRATE)(f"sqlite:///{unfinished}")
             unfinished.rename(file)
         return file
