@@ -1,6 +1,6 @@
 # The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-slim test-pgbouncer faults soak model lint format layers bench audit constraints clean
+.PHONY: help demo test test-slim test-pgbouncer faults mutation soak model lint format layers bench audit constraints clean
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -52,6 +52,10 @@ soak: $(READY)
 ## make faults       the failpoint matrix: every statement struck in every way, on both databases, as a table
 faults: $(READY)
 	$(BIN)/python -m tests.faults.matrix $(ARGS)
+
+## make mutation     one small mistake at a time in the code that claims, settles and rescues: a test must fail for each
+mutation: $(READY)
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 ## make test-pgbouncer  the conformance suite through pgbouncer in transaction mode (Debian: apt install pgbouncer)
 test-pgbouncer: $(READY)
