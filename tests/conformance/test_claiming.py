@@ -13,14 +13,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, delete, select, text, update
+from sqlalchemy import Engine, delete, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import claiming, engines, publish, settling
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import MAX_LANES, Lane
+from prefect_claim_dispatch.dialects import now
 from prefect_claim_dispatch.encoding import MAX_DEPTH
-from prefect_claim_dispatch.errors import InvalidPayloadError
+from prefect_claim_dispatch.errors import DatabaseError, InvalidPayloadError
 from prefect_claim_dispatch.outcomes import Failed, Processed, Released
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.schema import actions_table
@@ -142,6 +143,31 @@ def test_claim_takes_only_the_lanes_it_was_asked_for(engine: Engine) -> None:
     assert (row(engine, stray).status, row(engine, other).status) == ("pending", "pending")
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+def test_limit_takes_the_earliest_of_all_lanes_then_the_lowest_id(engine: Engine, priority: int) -> None:
+    """Which rows the limit takes is the statement's own doing: sorting what it returned would come too late."""
+    late, tied, early = add_many(
+        engine,
+        [
+            {"type": "b", "end_at": LONG_AGO + timedelta(days=1)},
+            {"type": "b", "end_at": LONG_AGO},
+            {"type": "a", "end_at": LONG_AGO},
+        ],
+    )
+    add(engine, "c", priority=priority, end_at=LONG_AGO + timedelta(days=2))  # alone in its priority, or third of three
+
+    taken = [raw.id for _ in range(4) for raw in claim_due(engine, limit=1)]
+
+    assert [id_ for id_ in taken if id_ in (late, tied, early)] == [tied, early, late]
+
+
+def test_equal_instants_are_returned_by_id_whatever_their_types(engine: Engine) -> None:
+    """The order in which runs are begun."""
+    ids = add_many(engine, [{"type": type_, "end_at": LONG_AGO} for type_ in "cabcab"])
+
+    assert [raw.id for raw in claim_due(engine)] == ids
+
+
 def test_lanes_may_come_in_any_order(engine: Engine) -> None:
     """The statement wants them by priority; a caller must not have to know."""
     low, high = add(engine, "a", priority=-3), add(engine, "b", priority=3)
@@ -192,6 +218,32 @@ def test_until_in_the_future_claims_nothing_early(engine: Engine) -> None:
     assert claim_blindly(engine, ("a", 0)) == []
 
 
+def test_until_in_the_future_is_not_believed_by_the_claim_itself(engine: Engine) -> None:
+    """S8: the survey has looked at the clock, but it may be another process's, or wrong."""
+    add(engine, due_in=30)
+    lane = Lane(type="a", priority=0, end_at=LONG_AGO)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+
+    assert claiming.claim(engine, TABLE, [lane], limit=9, lease=LEASE, claimed_by="run", until=tomorrow) == []
+
+
+def test_action_is_due_at_its_very_instant(postgres_url: str) -> None:
+    """`end_at <= now()`; asked in one transaction, where PostgreSQL's clock stands still."""
+    engine = engines.create(postgres_url)
+    lane = Lane(type="mine", priority=0, end_at=LONG_AGO)
+    with engine.begin() as connection:
+        due = insert(TABLE).returning(TABLE.c.id)
+        first = connection.execute(due.values(type="mine", end_at=now())).scalar_one()
+        # Nobody here may run the stray one; it is due as well, and so comes before the one that shares its key.
+        connection.execute(due.values(type="stray", end_at=now(), ordering_key="k"))
+        connection.execute(due.values(type="mine", end_at=now(), ordering_key="k"))
+
+        claimed = claiming.claim(connection, TABLE, [lane], limit=9, lease=LEASE, claimed_by="run")
+
+    assert [raw.id for raw in claimed] == [first]
+    engine.dispose()
+
+
 # What the row says
 
 
@@ -227,6 +279,65 @@ def test_claimed_row_becomes_an_action(engine: Engine) -> None:
     assert action == Action(**{field.name: getattr(action, field.name) for field in fields(Action)})
     with pytest.raises(FrozenInstanceError):
         action.id = 8  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_action_without_reserved_keys_has_no_meta_and_no_rules(engine: Engine) -> None:
+    """An empty mapping: `action.meta.get(...)` must not fail for who published none."""
+    add(engine, payload={"user": 7})
+
+    (raw,) = claim_due(engine)
+
+    assert (raw.action().payload, raw.action().meta, raw.action().rules) == ({"user": 7}, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_suspect"),
+    [
+        ([], False),
+        (["failed"], False),
+        (["crashed"], True),
+        (["failed", "crashed"], True),
+        (["crashed", "failed"], False),
+        (["crashed", "crashed"], True),
+    ],
+)
+def test_what_crashed_last_is_suspect_and_what_failed_is_not(
+    engine: Engine, kinds: list[str], is_suspect: bool
+) -> None:
+    """A suspect runs alone; a row that only fails must not cost the others their company."""
+    add(engine, errors=[{"kind": kind} for kind in kinds])
+
+    (raw,) = claim_due(engine)
+
+    assert raw.is_suspect is is_suspect
+
+
+def test_every_statement_of_a_claim_says_when_it_changed_the_row(engine: Engine) -> None:
+    """`updated_at` is how an operator sees that somebody still works on it."""
+    id_ = add(engine)
+
+    def is_touched() -> bool:
+        touched = row(engine, id_).updated_at > LONG_AGO
+        change(engine, id_, updated_at=LONG_AGO)
+        return touched
+
+    change(engine, id_, updated_at=LONG_AGO)
+    (raw,) = claim_due(engine)
+    assert is_touched()
+    claiming.begin(engine, TABLE, [(id_, 1, "task-run-1")])
+    assert is_touched()
+    claiming.renew(engine, TABLE, [(id_, 1)], lease=LEASE)
+    assert is_touched()
+    settling.settle(engine, TABLE, verdicts(Processed(), [raw]))
+    assert is_touched()
+
+
+def test_error_that_is_no_contention_is_raised(engine: Engine) -> None:
+    """An empty claim would say that there is nothing to do, where there is no table."""
+    lane = Lane(type="a", priority=0, end_at=LONG_AGO)
+
+    with pytest.raises(DatabaseError):
+        claiming.claim(engine, actions_table("elsewhere"), [lane], limit=9, lease=LEASE, claimed_by="run")
 
 
 def test_lease_is_judged_shorter_here_than_there(engine: Engine) -> None:
@@ -436,6 +547,46 @@ def test_what_publishing_would_refuse_as_too_deep_is_dead_on_every_python(
             raw.action()
 
 
+def test_what_is_wide_is_not_deep(engine: Engine) -> None:
+    """Levels are counted, not brackets: what publishing takes must not be dead at dispatch."""
+    payload = {"rows": [[{"n": n, "text": "[{", "none": None}] for n in range(MAX_DEPTH)]}
+    publish(engine, "a", payload)
+
+    (raw,) = claim_blindly(engine, ("a", 0))
+
+    assert raw.action().payload == payload
+
+
+@pytest.mark.parametrize("opened", ["[", '{"n": '])
+@pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH])
+def test_lists_and_objects_are_levels_alike(engine: Engine, opened: str, levels: int) -> None:
+    """As publishing counts them, the payload itself being the first."""
+    nested = opened * levels + ("1" if opened != "[" else "") + ("]" if opened == "[" else "}") * levels
+    payload = {"n": json.loads(nested)}
+    add(engine, payload=payload)
+
+    (raw,) = claim_due(engine)
+
+    if levels < MAX_DEPTH:
+        assert raw.action().payload == payload
+    else:
+        with pytest.raises(ValueError, match="nested deeper"):
+            raw.action()
+
+
+@pytest.mark.parametrize("written", [' {"user": 7}', '{"user": 7}\n', '\t{"user" : 7} '])
+def test_space_around_a_payload_is_nothing_wrong(sqlite_url: str, written: str) -> None:
+    """SQLite keeps the text as another program wrote it."""
+    engine = engines.create(sqlite_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO action_logs (type, payload) VALUES ('a', ?)", (written,))
+
+    (raw,) = claim_blindly(engine, ("a", 0))
+
+    assert raw.action().payload == {"user": 7}
+    engine.dispose()
+
+
 def test_deepest_nesting_is_claimed(engine: Engine) -> None:
     """10,000 levels, as far as the database itself takes them.
 
@@ -569,6 +720,22 @@ def test_action_of_the_future_holds_nobody_back(engine: Engine) -> None:
     assert claim_due(engine) == []  # the mail runs
     settling.settle(engine, TABLE, verdicts(Processed(), claimed))
     assert [raw.id for raw in claim_due(engine)] == [reminder]
+
+
+def test_key_that_runs_holds_back_its_own_and_nobody_else(engine: Engine) -> None:
+    """One that runs though it was published later, since the earlier was not due then: the others go on at once."""
+    earlier, running, other = add_many(
+        engine, [{"ordering_key": "k", "due_in": 3600}, {"ordering_key": "k"}, {"ordering_key": "l", "due_in": 3600}]
+    )
+    keyless = add(engine, due_in=3600)
+    assert [raw.id for raw in claim_due(engine)] == [running]
+    make_due(engine, earlier, other, keyless)
+
+    with engine.begin() as connection:  # one try: the index would refuse the earlier one, and all of the claim with it
+        lanes = claiming.survey(connection, TABLE).due()
+        claimed = claiming.claim(connection, TABLE, lanes, limit=9, lease=LEASE, claimed_by="run")
+
+    assert [raw.id for raw in claimed] == [other, keyless]
 
 
 def test_stray_type_of_the_same_key_comes_first(engine: Engine) -> None:

@@ -114,6 +114,11 @@ def test_unregistered_type_is_never_dead_by_a_foreign_policy(engine: Engine) -> 
     assert (after.status, after.fail_count) == ("pending", 7)
     assert len(after.errors) == 5
 
+    change(engine, id_, fail_count=1_000_000)
+    crash(engine, id_)
+    rescue(engine, TABLE, lambda _: None, limit=10)
+    assert row(engine, id_).status == "pending"
+
 
 def test_claim_that_still_stands_is_left_alone(engine: Engine) -> None:
     """S1: somebody works on it."""

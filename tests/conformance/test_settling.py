@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, event, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import claiming, engines
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.dialects import bind_rows, now
 from prefect_claim_dispatch.errors import LostLeaseError
 from prefect_claim_dispatch.outcomes import (
     Cancel,
@@ -27,6 +30,7 @@ from prefect_claim_dispatch.outcomes import (
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import recognise, settle, settle_action
+from prefect_claim_dispatch.statements.renew import renew as renew_statement
 from tests.kit.tables import (
     LEASE,
     TABLE,
@@ -340,6 +344,45 @@ def test_many_begin_and_renew_in_one_statement(engine: Engine) -> None:
     assert all(row(engine, raw.id).run_id == f"run-{raw.id}" for raw in raws[::20])
 
 
+@pytest.mark.parametrize("which", ["settle", "begin", "renew"])
+def test_rows_are_bound_in_order_of_id(engine: Engine, which: str) -> None:
+    """Rows are met in the order in which they are bound; two transactions in two orders can lock each other out."""
+    add_many(engine, [{"type": type_, "end_at": SOME_TIME - timedelta(days=day)} for day, type_ in enumerate("abcd")])
+    raws = claim_due(engine)
+    assert [raw.id for raw in raws] == [4, 3, 2, 1]
+    bound: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        bound.append(str(parameters))
+
+    match which:
+        case "settle":
+            settle(engine, TABLE, verdicts(Processed(), raws))
+        case "begin":
+            claiming.begin(engine, TABLE, [(raw.id, raw.claim_count, "run") for raw in raws])
+        case _:
+            claiming.renew(engine, TABLE, [(raw.id, raw.claim_count) for raw in raws], lease=LEASE)
+
+    ids = r"\{1, 2, 3, 4\}" if engine.dialect.name == "postgresql" else r"\[1, .*\[2, .*\[3, .*\[4, "
+    assert re.search(ids, bound[-1])
+
+
+def test_lease_ends_at_its_very_instant(postgres_url: str) -> None:
+    """Neither renewed nor rescued then: asked in one transaction, where PostgreSQL's clock stands still."""
+    engine = engines.create(postgres_url)
+    raw = claimed(engine)
+    with engine.begin() as connection:
+        connection.execute(update(TABLE).values(lease_expires_at=now()))
+        parameters = {**bind_rows("postgresql", "held", {"id": [raw.id], "claim_count": [1]}), "lease_seconds": 60.0}
+
+        renewed = connection.execute(renew_statement(TABLE, "postgresql"), parameters).all()
+        rescued = rescue(connection, TABLE, lambda _: None, limit=10)
+
+    assert (renewed, rescued) == ([], [])
+    engine.dispose()
+
+
 # In the caller's transaction
 
 
@@ -359,6 +402,16 @@ def test_settlement_commits_with_the_callers_work(engine: Engine) -> None:
 
     assert (row(engine, raw.id).status, row(engine, effect).type) == ("processed", "effect")
     assert raw.lease.settled
+
+
+def test_action_without_a_lease_can_be_settled(engine: Engine) -> None:
+    """One that was sent to another process, or made by hand: the table knows whether the claim holds."""
+    action = replace(action_of(claimed(engine)), lease=None)
+
+    with engine.begin() as connection:
+        settle_action(connection, action)
+
+    assert row(engine, action.id).status == "processed"
 
 
 def test_settlement_is_rolled_back_with_the_callers_work(engine: Engine) -> None:
@@ -521,3 +574,39 @@ def test_settlement_that_was_not_heard_of_is_recognised_and_a_rescue_is_not(engi
     assert recognise(engine, TABLE, claims) == {done.id, snoozed.id}, "also when others have claimed them since"
     assert held.id in ids
     assert recognise(engine, TABLE, []) == set()
+
+
+def test_settlement_of_another_is_not_taken_for_ones_own(engine: Engine) -> None:
+    """Asked for one claim, the answer must not depend on what else stands in the table."""
+    add_many(engine, [{} for _ in range(3)])
+    done, held, _ = claim_due(engine)
+    settle(engine, TABLE, verdicts(Processed(), [done]))
+
+    assert recognise(engine, TABLE, [(held.id, held.claim_count)]) == set()
+    assert recognise(engine, TABLE, [(done.id, done.claim_count)]) == {done.id}
+
+
+def test_failure_is_a_settlement_and_an_earlier_crash_another_claims_end(engine: Engine) -> None:
+    """Only a crash under this very claim says that it was rescued."""
+    add_many(engine, [{} for _ in range(2)])
+    failed, crashed = claim_due(engine)
+    settle(engine, TABLE, verdicts(FAILED, [failed]))
+    again = reclaimed(engine, crashed)
+    settle(engine, TABLE, verdicts(Processed(), [again]))
+
+    first, second = [(failed.id, 1), (crashed.id, 1)], [(crashed.id, 2)]
+    assert recognise(engine, TABLE, first) == {failed.id}
+    assert recognise(engine, TABLE, second) == {crashed.id}
+
+
+@pytest.mark.parametrize("errors", ["not json", "[{}]", "[[]]", "7", "[" * 50_000 + "]" * 50_000], ids=len)
+def test_record_that_cannot_be_read_recognises_nothing(sqlite_url: str, errors: str) -> None:
+    """Whoever wrote it; the claim is given up as lost, and nobody's process ends over it."""
+    engine = engines.create(sqlite_url)
+    raw = claimed(engine)
+    settle(engine, TABLE, verdicts(Processed(), [raw]))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE action_logs SET errors = ?", (errors,))
+
+    assert recognise(engine, TABLE, [(raw.id, raw.claim_count)]) == set()
+    engine.dispose()

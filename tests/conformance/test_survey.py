@@ -36,6 +36,16 @@ def test_empty_table_is_one_statement(engine: Engine) -> None:
     assert (found.lanes, found.oldest_lease_at, found.has_expired_leases, found.due()) == ((), None, False, ())
 
 
+def test_lease_that_ends_now_is_not_over_and_what_is_due_now_is_due() -> None:
+    """As the statements have it: a rescue at that instant would find nothing, a claim would find the action."""
+    lane = Lane(type="a", priority=0, end_at=LONG_AGO)
+
+    at_once = Survey(now=LONG_AGO, lanes=(lane,), oldest_lease_at=LONG_AGO)
+
+    assert not at_once.has_expired_leases
+    assert at_once.due() == (lane,)
+
+
 def test_now_is_the_databases(engine: Engine) -> None:
     """What is due is decided by one clock, and it is not the application's."""
     id_ = add(engine)

@@ -24,6 +24,7 @@ from prefect_claim_dispatch.outcomes import (
     Unprocessable,
 )
 from prefect_claim_dispatch.policies import KEPT_ERRORS, RetryPolicy, settlement_for
+from prefect_claim_dispatch.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,3 +231,48 @@ def test_jitter_is_deterministic_and_spreads() -> None:
     assert waits == [policy.delay_after(1, f"{id_}:1") for id_ in range(1_000)]
     assert len(set(waits)) > 300
     assert max(waits) - min(waits) > timedelta(seconds=15)
+
+
+def test_jitter_tells_actions_apart_and_claims_too() -> None:
+    """Rows that failed together, and the attempts of one row that another row keeps meeting, go different ways."""
+
+    def waits(claims: list[Claim]) -> set[timedelta | None]:
+        return {settlement_for(FAILED, claim, POLICY).delay for claim in claims}
+
+    assert len(waits([Claim(id=id_) for id_ in range(50)])) > 40
+    assert len(waits([Claim(claim_count=count) for count in range(50)])) > 40
+
+
+def test_jitter_is_the_same_in_every_release() -> None:
+    """A verdict whose answer was lost may be written again by another version: it must be the same verdict."""
+    assert RetryPolicy().delay_after(1, "42:7") == timedelta(seconds=9.404)
+
+
+def test_no_failure_waits_as_long_as_the_first() -> None:
+    """A row of raw SQL may say that it failed never, or less often than that."""
+    assert RetryPolicy().delay_after(0, "1:1") == RetryPolicy().delay_after(1, "1:1")
+    assert RetryPolicy().delay_after(-3, "1:1") == RetryPolicy().delay_after(1, "1:1")
+
+
+def test_policy_is_by_default_what_the_settings_are_by_default() -> None:
+    """Two places say 5 attempts, 10 seconds and an hour; the documentation says it once."""
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+
+    assert RetryPolicy() == RetryPolicy(
+        max_attempts=defaults["max_attempts"],
+        backoff=timedelta(seconds=defaults["backoff_seconds"]),
+        backoff_max=timedelta(seconds=defaults["backoff_max_seconds"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [(FAILED, "ValueError"), (Crashed(), "LeaseExpired"), (UNPROCESSABLE, "ValidationError"), (Cancel("x"), "Cancel")],
+    ids=str,
+)
+def test_entry_names_its_type(outcome: Outcome, expected: str) -> None:
+    """What dashboards group by, also where no exception was raised."""
+    errors = settlement_for(outcome, FRESH, POLICY).errors
+
+    assert errors
+    assert errors[-1]["type"] == expected
