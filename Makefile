@@ -22,6 +22,7 @@ SLIM = \
   tests/conformance/test_operations.py \
   tests/conformance/test_parameter_rows.py \
   tests/conformance/test_publishing.py \
+  tests/conformance/test_publishing_by_url.py \
   tests/conformance/test_publishing_properties.py \
   tests/conformance/test_publishing_transactions.py \
   tests/conformance/test_rendering.py
