@@ -1,4 +1,4 @@
-"""``python -m tests.mutation [--only TEXT] [--sample N --seed S] [--workers W] [--list] [--json FILE]``.
+"""``python -m tests.mutation [--only TEXT] [--sample N --seed S] [--workers W] [--list] [--notes FILE]``.
 
 Exit code 1 when less than 90 % are killed, or when a mutant survives that is not in ``survivors.toml``.
 """
@@ -40,19 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
     if os.access(MEMORY, os.W_OK):
         os.environ.setdefault("TMPDIR", MEMORY)  # no database has to survive anything here
     end_run = keeping.begin_run()  # its keeper ends the servers and every process of the run
-    verdicts: list[Verdict] = []
+    verdicts = _noted(asked.notes, chosen)
+    decided = {verdict.mutant.name for verdict in verdicts}
     try:
         prepare()
-        for verdict in run(chosen, workers=asked.workers):
+        for verdict in run([mutant for mutant in chosen if mutant.name not in decided], workers=asked.workers):
             verdicts.append(verdict)
+            _note(asked.notes, verdict)
             if len(verdicts) % 50 == 0:
                 print(f"{len(verdicts)} of {len(chosen)}", flush=True)
             if verdict.fate != "killed":
                 print(f"{verdict.fate} {verdict.by}: {verdict.mutant.name}", flush=True)
     finally:
         end_run()
-        if asked.json:
-            asked.json.write_text(json.dumps([_as_dict(verdict) for verdict in verdicts], indent=1))
     _print(verdicts, known)
     print(f"{len(verdicts)} mutants in {(time.monotonic() - began_at) / 60:.0f} minutes")
     return 0 if is_good(verdicts, known) else 1
@@ -97,13 +97,26 @@ def _chosen(mutants: list[Mutant], asked: Any) -> list[Mutant]:
     return chosen
 
 
-def _as_dict(verdict: Verdict) -> dict[str, Any]:
-    return {
+def _noted(notes: Path | None, chosen: Iterable[Mutant]) -> list[Verdict]:
+    """What an earlier run, ended in its middle, has found out already."""
+    if notes is None or not notes.exists():
+        return []
+    by_name = {mutant.name: mutant for mutant in chosen}
+    found = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    return [Verdict(mutant=by_name[one.pop("mutant")], **one) for one in found if one["mutant"] in by_name]
+
+
+def _note(notes: Path | None, verdict: Verdict) -> None:
+    if notes is None:
+        return
+    found = {
         "mutant": verdict.mutant.name,
         "fate": verdict.fate,
         "by": verdict.by,
         "seconds": round(verdict.seconds, 1),
     }
+    with notes.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found, ensure_ascii=False) + "\n")
 
 
 def _parsed(arguments: list[str] | None) -> Any:
@@ -114,7 +127,9 @@ def _parsed(arguments: list[str] | None) -> Any:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="print the names, run nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="a file for the verdicts")
+    parser.add_argument(
+        "--notes", type=Path, metavar="FILE", help="a file for the verdicts; those in it are not asked again"
+    )
     return parser.parse_args(arguments)
 
 
