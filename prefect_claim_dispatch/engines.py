@@ -207,8 +207,9 @@ def value_by_driver(connection: Connection, sql: str, parameters: Mapping[str, A
             was made before is used again.
     """
     dialect, pooled = connection.dialect, connection.connection
-    cursor = pooled.cursor()
+    cursor: Any = None
     try:
+        cursor = pooled.cursor()
         cursor.execute(sql, parameters)
         (value,) = cursor.fetchone() or (None,)
         cursor.close()

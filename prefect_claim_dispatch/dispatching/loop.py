@@ -181,7 +181,7 @@ class ClaimLoop:
             self._wait_for_slot()
             self._dispatch(self._waiting[0])
         if portion.has_suspects:
-            self._finish(within=self._options.alone)
+            self._finish(within=self._options.alone_within)
         return len(claimed)
 
     def _give_back(self, claimed: list[RawAction]) -> None:

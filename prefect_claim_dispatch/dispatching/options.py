@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-ALONE_MOST = timedelta(seconds=10)
 ALONE_SHARE = 6
 """Of a lease, how much a suspect may run alone: the flow's other slots are empty so long."""
 
@@ -14,8 +13,8 @@ ALONE_SHARE = 6
 class LoopOptions:
     """What a claim flow was asked for.
 
-    *alone*: how long a suspect runs alone at most; what kills its process mostly does so at once, and short leases say
-    that work is short. *patience*: how long one waits at most for others to end.
+    *alone*: how long a suspect runs alone at most, see `alone_within`; what kills its process mostly does so at once.
+    *patience*: how long one waits at most for others to end.
     """
 
     limit: int
@@ -26,12 +25,13 @@ class LoopOptions:
     drain: bool = True
     stay: timedelta = timedelta(0)
     grace: timedelta = timedelta(seconds=20)
-    alone: timedelta = ALONE_MOST
+    alone: timedelta = timedelta(seconds=10)
     patience: timedelta = timedelta(minutes=1)
 
-    def __post_init__(self) -> None:
-        """A suspect runs alone for a part of a lease only."""
-        object.__setattr__(self, "alone", min(self.alone, self.lease / ALONE_SHARE))
+    @property
+    def alone_within(self) -> timedelta:
+        """How long a suspect runs alone: `alone`, or less where leases are short, which says that work is short."""
+        return min(self.alone, self.lease / ALONE_SHARE)
 
     @property
     def read_ahead(self) -> int:

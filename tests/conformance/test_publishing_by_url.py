@@ -16,6 +16,7 @@ from prefect_claim_dispatch import databases, publish
 from prefect_claim_dispatch.dialects import POSTGRESQL
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, InvalidActionError
 from tests.kit import postgres
+from tests.kit.proxy import Proxy
 from tests.kit.tables import by_status
 from tests.kit.waiting import wait_until
 
@@ -102,6 +103,45 @@ def test_restarted_server_costs_one_publish_its_answer(postgres_url: str, postgr
         publish(postgres_url, "a")
     engine = databases.engine_for(postgres_url)
     assert by_status(engine) == {"pending": 7}
+    engine.dispose()
+
+
+def test_unheard_publish_is_there_once_and_the_next_is_heard(
+    postgres_url: str, postgres_server: postgres.Server
+) -> None:
+    """The answer to the INSERT is lost on its way: it can't be known whether it is there, and it is."""
+    engine = databases.engine_for(postgres_url)
+    with Proxy.before(postgres_server) as proxy:
+        far = proxy.url(postgres_url)
+        publish(far, "a")
+        proxy.cut_after(b"INSERT INTO")
+        with pytest.raises(DatabaseUnavailableError):
+            publish(far, "a")
+        assert by_status(engine) == {"pending": 2}
+
+        publish(far, "a")
+        assert by_status(engine) == {"pending": 3}
+        databases.engine_for(far).dispose()
+    engine.dispose()
+
+
+def test_publish_that_is_cut_off_before_it_is_sent_is_not_there(
+    postgres_url: str, postgres_server: postgres.Server
+) -> None:
+    """Nor is it sent again by itself: whether it arrived is not for us to guess."""
+    engine = databases.engine_for(postgres_url)
+    with Proxy.before(postgres_server) as proxy:
+        far = proxy.url(postgres_url)
+        publish(far, "a")
+        proxy.cut()
+        with pytest.raises(DatabaseUnavailableError):
+            publish(far, "a")
+        proxy.heal()
+        assert by_status(engine) == {"pending": 1}
+
+        publish(far, "a")
+        assert by_status(engine) == {"pending": 2}
+        databases.engine_for(far).dispose()
     engine.dispose()
 
 

@@ -160,3 +160,11 @@ def test_suspects_among_themselves_are_claimed_one_by_one(engine: Engine) -> Non
         counts = connection.execute(select(TABLE.c.claim_count).order_by(TABLE.c.claim_count)).scalars().all()
     assert by_status(engine) == {"processed": 5}
     assert counts == [2, 3, 3, 3, 3]
+
+
+def test_suspect_runs_alone_for_a_part_of_a_short_lease_only() -> None:
+    """Ten seconds after each kill would cost a flow with a lease of three most of its slots."""
+    common: dict[str, Any] = {"limit": 1, "concurrency": 1, "claimed_by": "loop"}
+
+    assert LoopOptions(lease=timedelta(seconds=3), **common).alone_within == timedelta(seconds=0.5)
+    assert LoopOptions(lease=timedelta(minutes=5), **common).alone_within == timedelta(seconds=10)
