@@ -10,16 +10,10 @@ import pytest
 from sqlalchemy import Engine, event
 
 from prefect_claim_dispatch import Action, processor
-from prefect_claim_dispatch.dispatching.loop import ClaimLoop
-from prefect_claim_dispatch.dispatching.options import LoopOptions
-from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.keeping import Keeper
-from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.processors import Registry
-from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.statements import NAME
-from tests.kit.looping import ThreadDispatcher
-from tests.kit.tables import TABLE, add, row
+from tests.kit.looping import ThreadDispatcher, run_loop
+from tests.kit.tables import add, row
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,8 +21,8 @@ pytestmark = pytest.mark.timeout(60)
 
 def test_what_ends_during_a_survey_is_looked_for_once_more(engine: Engine) -> None:
     """The survey still saw it claimed, and a moment later nothing ran: its next attempt, due at once, is this run's."""
-    registry, tally, lease = Registry(), Tally(), timedelta(seconds=60)
-    dispatcher, begun, may_fail = ThreadDispatcher(4), threading.Event(), threading.Event()
+    registry, dispatcher = Registry(), ThreadDispatcher(4)
+    begun, may_fail = threading.Event(), threading.Event()
 
     @processor("a", registry=registry, backoff=timedelta(0))
     def fail_once(action: Action) -> None:
@@ -45,10 +39,7 @@ def test_what_ends_during_a_survey_is_looked_for_once_more(engine: Engine) -> No
 
     id_ = add(engine)
     event.listen(engine, "after_cursor_execute", end_the_work)
-    options = LoopOptions(limit=100, lease=lease, concurrency=4, claimed_by="loop")
-    with Keeper(engine, TABLE, lease=lease, tally=tally) as keeper:
-        routing = Routing(registry, RetryPolicy())
-        ClaimLoop(engine, TABLE, routing, dispatcher, keeper, tally, options=options).run()
+    run_loop(engine, registry, dispatcher)
     dispatcher.close()
 
     assert (row(engine, id_).status, row(engine, id_).claim_count) == ("processed", 2)

@@ -13,13 +13,9 @@ import pytest
 from sqlalchemy import Engine, select
 
 from prefect_claim_dispatch import Action, processor
-from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
-from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.keeping import Keeper
-from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.processors import Registry
-from prefect_claim_dispatch.reports import Tally
+from tests.kit import looping
 from tests.kit.looping import ThreadDispatcher
 from tests.kit.tables import TABLE, add_many, by_status
 
@@ -55,17 +51,12 @@ class Witness:
             self.running.discard(action.id)
 
 
-def run_loop(witness: Witness, *, drain: bool = True, **changes: Any) -> Tally:
-    """One claim flow with four slots, without Prefect."""
-    registry, tally, lease = Registry(), Tally(), timedelta(seconds=60)
+def run_loop(witness: Witness, **changes: Any) -> None:
+    """One claim flow with four slots, without Prefect, whose work is the witness's."""
+    registry, dispatcher = Registry(), ThreadDispatcher(4)
     processor("a", registry=registry)(witness.work)
-    options = LoopOptions(limit=100, lease=lease, concurrency=4, claimed_by="loop", drain=drain, **changes)
-    dispatcher = ThreadDispatcher(options.concurrency)
-    with Keeper(witness.engine, TABLE, lease=lease, tally=tally) as keeper:
-        routing = Routing(registry, RetryPolicy())
-        ClaimLoop(witness.engine, TABLE, routing, dispatcher, keeper, tally, options=options).run()
+    looping.run_loop(witness.engine, registry, dispatcher, **changes)
     dispatcher.close()
-    return tally
 
 
 def add_rows(engine: Engine, suspects: Sequence[bool]) -> list[int]:

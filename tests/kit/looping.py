@@ -62,6 +62,27 @@ class ThreadDispatcher:
             self.ended += 1
 
 
+def run_loop(
+    engine: Engine,
+    registry: Registry,
+    dispatcher: ThreadDispatcher,
+    *,
+    tally: Tally | None = None,
+    api: ApiWatch | None = None,
+    **changes: Any,
+) -> Tally:
+    """The loop of a claim flow with four slots and the processors of *registry*, in this thread; its counts.
+
+    *changes* are to its options. The dispatcher is left open.
+    """
+    given: dict[str, Any] = {"limit": 100, "lease": timedelta(seconds=60), "concurrency": 4, "claimed_by": "loop"}
+    options, tally = LoopOptions(**(given | changes)), tally or Tally()
+    routing = Routing(registry, RetryPolicy(backoff=timedelta(0)))
+    with Keeper(engine, TABLE, lease=options.lease, tally=tally) as keeper:
+        ClaimLoop(engine, TABLE, routing, dispatcher, keeper, tally, options=options, api=api).run()
+    return tally
+
+
 @dataclass
 class Running:
     """A loop that runs in a thread; *error* is what ended it."""
@@ -117,19 +138,12 @@ class Scene:
     ) -> Generator[Running]:
         """The loop of a claim flow on *engine*, in a thread that has ended when the block has."""
         running, used = Running(), engine or self.engine
-        options = LoopOptions(
-            limit=100, lease=timedelta(seconds=lease), concurrency=4, claimed_by="loop", stay=timedelta(seconds=stay)
-        )
-        dispatcher = ThreadDispatcher(options.concurrency)
+        changes = {"lease": timedelta(seconds=lease), "stay": timedelta(seconds=stay)}
+        dispatcher = ThreadDispatcher(4)
 
         def run() -> None:
             try:
-                with Keeper(used, TABLE, lease=options.lease, tally=running.tally) as keeper:
-                    routing = Routing(self._registry, RetryPolicy(backoff=timedelta(0)))
-                    ClaimLoop(
-                        used, TABLE, routing, dispatcher, keeper, running.tally,
-                        options=options, api=api,
-                    ).run()  # fmt: skip
+                run_loop(used, self._registry, dispatcher, tally=running.tally, api=api, **changes)
             except Exception as error:
                 running.error = error
 
