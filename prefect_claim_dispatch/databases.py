@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 Bind = Engine | Connection | Session | scoped_session[Any] | str | None
 T = TypeVar("T")
 
-OURS: Final = "claim_dispatch_ours"
-"""An execution option: this connection is of an engine that no application has ever seen."""
-
 CONTENDED_TRIES: Final = 3
 # A lock timeout is not among them: who waited in vain once would only wait again.
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
@@ -46,6 +43,7 @@ def engine_for(url: str | None = None) -> Engine:
 
     Raises:
         ConfigurationError: the URL or the settings make no sense.
+        DatabaseError: the embedded default could not be made.
     """
     if url is not None:
         return _shared_engine(url)
@@ -61,10 +59,11 @@ def _create_embedded(configured: settings_module.Settings) -> None:
     file = Path(configured.url.removeprefix("sqlite:///"))
     file.parent.mkdir(parents=True, exist_ok=True)
     table = table_named(None, configured)
-    with translated(), _shared_engine(configured.url).connect() as connection:
-        if inspect(connection).has_table(table.name):
-            return
-    migrations.upgrade(configured.url, table=table.name)
+    with translated():
+        with _shared_engine(configured.url).connect() as connection:
+            if inspect(connection).has_table(table.name):
+                return
+        migrations.upgrade(configured.url, table=table.name)
 
 
 def table_named(name: str | None = None, configured: settings_module.Settings | None = None) -> Table:
@@ -138,8 +137,7 @@ def executor(bind: Bind) -> Engine | Connection:
         case Session() | scoped_session():
             return bind.connection()
         case str() | None:
-            with translated():
-                return engine_for(bind)
+            return engine_for(bind)
         case _:
             kind = type(bind).__name__
             advice = "; use `await async_session.run_sync(publish, ...)`" if "Async" in kind else ""
@@ -147,20 +145,20 @@ def executor(bind: Bind) -> Engine | Connection:
             raise ConfigurationError(msg)
 
 
-@contextmanager
-def autocommitting(bind: Bind) -> Generator[Connection]:
-    """As `transaction`, for statements of which each may stand alone.
+def autocommitting_engine(bind: Bind) -> Engine | None:
+    """An engine of which each statement commits as it is sent: a round trip, where BEGIN and COMMIT make it three.
 
-    On PostgreSQL, where the engine is ours, each commits as it is sent: without BEGIN and COMMIT, a round trip instead
-    of three. An application's engine may do more when it begins (`SET LOCAL` a tenant), so it begins.
+    None where a transaction is to be joined or begun: SQLite's, and an application's, whose engine may do more when it
+    begins (`SET LOCAL` a tenant).
+
+    Raises:
+        ConfigurationError: as `executor`.
+        DatabaseError: as `executor`.
     """
-    where = executor(bind)
-    if (bind is None or isinstance(bind, str)) and isinstance(where, Engine) and where.dialect.name == POSTGRESQL:
-        with translated(), _autocommitting_engine(where).connect() as connection:
-            yield connection
-    else:
-        with transaction(where) as connection:
-            yield connection
+    if not (bind is None or isinstance(bind, str)):
+        return None
+    engine = engine_for(bind)
+    return _autocommitting_engine(engine) if engine.dialect.name == POSTGRESQL else None
 
 
 @cache
@@ -169,16 +167,12 @@ def _autocommitting_engine(engine: Engine) -> Engine:
 
     With those of *engine*, switched to and fro for every publish, it would take as long as a transaction.
     """
-    autocommitting_engine = create(
-        engine.url.render_as_string(hide_password=False),
-        isolation_level="AUTOCOMMIT",
-        execution_options={OURS: True},
-    )
+    autocommitting = create(engine.url.render_as_string(hide_password=False), isolation_level="AUTOCOMMIT")
     # A connection that commits by itself has nothing to roll back; SQLAlchemy asks from 2.0.43 on, else it does so.
-    autocommitting_engine.dialect.skip_autocommit_rollback = True
+    autocommitting.dialect.skip_autocommit_rollback = True
 
     @event.listens_for(engine, "engine_disposed")
     def dispose(_engine: Engine) -> None:  # pyright: ignore[reportUnusedFunction]
-        autocommitting_engine.dispose()
+        autocommitting.dispose()
 
-    return autocommitting_engine
+    return autocommitting

@@ -184,11 +184,15 @@ def _lenient_text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def is_watched(engine: Engine) -> bool:
-    """Whether somebody wants to see what *engine* executes: a listener, such as a tracer's, or SQLAlchemy's log."""
+def takes_text(engine: Engine) -> bool:
+    """Whether `value_by_driver` serves here: parameters go by name, and nobody wants to see what *engine* executes.
+
+    Who would are listeners, such as a tracer's, and SQLAlchemy's log.
+    """
     wanted = engine.dispatch
-    return bool(
-        wanted.before_cursor_execute
+    return not (
+        engine.dialect.positional
+        or wanted.before_cursor_execute
         or wanted.after_cursor_execute
         or wanted.before_execute
         or wanted.after_execute
@@ -197,34 +201,39 @@ def is_watched(engine: Engine) -> bool:
     )
 
 
-def value_by_driver(connection: Connection, sql: str, parameters: Mapping[str, Any]) -> Any:
+def value_by_driver(engine: Engine, sql: str, parameters: Mapping[str, Any]) -> Any:
     """The one value that *sql* returns, asked of the driver; only where each statement commits as it is sent.
 
-    SQLAlchemy's own work around one statement (context, events, result) takes as long as the driver does for an insert.
+    SQLAlchemy's own work around one statement (connection, context, events, result) takes longer than the driver's.
 
     Raises:
         DBAPIError: as from `Connection.exec_driver_sql`, pool included: when the server is gone, no connection that
             was made before is used again.
     """
-    dialect, pooled = connection.dialect, connection.connection
+    error_kind = engine.dialect.loaded_dbapi.Error
+    try:
+        pooled = engine.raw_connection()
+    except error_kind as error:
+        raise DBAPIError.instance(sql, None, error, error_kind, hide_parameters=True, dialect=engine.dialect) from error
     cursor: Any = None
     try:
         cursor = pooled.cursor()
         cursor.execute(sql, parameters)
         (value,) = cursor.fetchone() or (None,)
         cursor.close()
-    except dialect.loaded_dbapi.Error as error:
-        is_gone = dialect.is_disconnect(error, pooled.driver_connection, cursor)
+    except error_kind as error:
+        is_gone = engine.dialect.is_disconnect(error, pooled.driver_connection, cursor)
         if is_gone:
-            with suppress(DBAPIError):
+            with suppress(DBAPIError), Connection(engine, pooled) as connection:
                 connection.exec_driver_sql("SELECT 1")  # so the pool finds out
         raise DBAPIError.instance(
-            sql, None, error, dialect.loaded_dbapi.Error, hide_parameters=True, connection_invalidated=is_gone,
-            dialect=dialect,
-        ) from error  # fmt: skip
+            sql, None, error, error_kind, hide_parameters=True, connection_invalidated=is_gone, dialect=engine.dialect
+        ) from error
     except BaseException:
-        connection.invalidate()  # interrupted: what comes next on it is anybody's guess
+        pooled.invalidate()  # interrupted: what comes next on it is anybody's guess
         raise
+    finally:
+        pooled.close()
     return value
 
 

@@ -11,15 +11,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Engine, Table
 
 from prefect_claim_dispatch.checks import OnConflict
-from prefect_claim_dispatch.databases import OURS
 from prefect_claim_dispatch.dialects import POSTGRESQL, SUPPORTED, Instant, bind_rows
 from prefect_claim_dispatch.drafts import Receipt
-from prefect_claim_dispatch.engines import is_watched, value_by_driver
+from prefect_claim_dispatch.engines import value_by_driver
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, DuplicateActionError
-from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements import publish as statements
 
 # More often than this, an action that vanishes between "it exists" and "where is it" is no race.
@@ -53,7 +51,7 @@ class Row(NamedTuple):
 
     def given(self) -> dict[str, Any]:
         """Of `bound`, what is not at its default: no default is true, and all else is."""
-        return {name: value for name, value in self.bound().items() if value}
+        return {name: value for name, value in zip(_BOUND, self[_FIRST_BOUND:], strict=True) if value}
 
 
 _FIRST_BOUND: Final = 2
@@ -87,26 +85,27 @@ def insert(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
     raise DatabaseError(msg)
 
 
+def insert_by_driver(engine: Engine, row: Row) -> Receipt:
+    """Insert a *row* without a key, past SQLAlchemy's execution; *engine* is as `value_by_driver` wants it.
+
+    Raises:
+        DBAPIError: as `value_by_driver`.
+    """
+    given = row.given()
+    sql = statements.keyless_text(row.table, engine.dialect, tuple(given))
+    return Receipt(id=value_by_driver(engine, sql, given), outcome="created")
+
+
 def _insert_keyless(connection: Connection, rows: Sequence[Row]) -> list[Receipt]:
     """Receipts for rows that nothing can refuse, as ids rise in the order of insertion."""
     table, dialect = rows[0].table, connection.dialect.name
     if len(rows) == 1:
-        return [Receipt(id=_insert_one_keyless(connection, rows[0]), outcome="created")]
+        given = rows[0].given()
+        statement = statements.insert_keyless(table, dialect, tuple(given))
+        return [Receipt(id=connection.execute(statement, given).scalar_one(), outcome="created")]
     bound = _draft_rows(connection, rows)
     ids = connection.execute(statements.insert_many_keyless(table, dialect), bound).scalars().all()
     return [Receipt(id=id_, outcome="created") for id_ in sorted(ids)]
-
-
-def _insert_one_keyless(connection: Connection, row: Row) -> int:
-    given = row.given()
-    names = tuple(given)
-    if OURS in connection.get_execution_options() and not connection.dialect.positional:
-        # Nothing of an application's hangs on this connection, no translated schema names for example.
-        sql = statements.keyless_text(row.table, connection.dialect, names)
-        if not is_watched(connection.engine):
-            return value_by_driver(connection, sql, given)
-        return connection.exec_driver_sql(sql, given, execution_options={NAME: "publish"}).scalar_one()
-    return connection.execute(statements.insert_keyless(row.table, connection.dialect.name, names), given).scalar_one()
 
 
 def _insert_new(connection: Connection, rows: dict[int, Row]) -> Receipts:

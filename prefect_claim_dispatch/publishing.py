@@ -21,8 +21,9 @@ from prefect_claim_dispatch.checks import OnConflict
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dialects import SQLITE, is_autocommit
 from prefect_claim_dispatch.drafts import Draft, Gate, Intent, Receipt, intent_of
+from prefect_claim_dispatch.engines import takes_text, translated
 from prefect_claim_dispatch.errors import ConfigurationError, InvalidActionError, InvalidKeyError, InvalidTypeError
-from prefect_claim_dispatch.inserting import Row, insert
+from prefect_claim_dispatch.inserting import Row, insert, insert_by_driver
 from prefect_claim_dispatch.moments import Eligible
 from prefect_claim_dispatch.payloads import Payload
 from prefect_claim_dispatch.settings import Settings
@@ -168,8 +169,15 @@ def _publish(bind: Bind, intent: Intent) -> Receipt:
     row = row_or_none(intent, settings.current())
     if row is None:
         return _SKIPPED
-    with databases.autocommitting(bind) as connection:
-        return insert(connection, [row])[0]
+    engine = databases.autocommitting_engine(bind)
+    if engine is None:
+        with databases.transaction(bind) as connection:
+            return insert(connection, [row])[0]
+    with translated():
+        if row.key is None and takes_text(engine):
+            return insert_by_driver(engine, row)
+        with engine.connect() as connection:
+            return insert(connection, [row])[0]
 
 
 def _iterated(drafts: Any) -> Iterator[Any]:
