@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from prefect_claim_dispatch import deadlines
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, SUPPORTED
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
@@ -84,7 +85,8 @@ def create(url: str, **options: Any) -> Engine:
     """An engine as the loop needs it: short transactions, time limits, and on SQLite one writer at a time.
 
     SQLite: WAL, a busy timeout of 30 s, and ``BEGIN IMMEDIATE``, so that a claim never has to upgrade a read lock.
-    PostgreSQL: READ COMMITTED, and a dead network noticed within 30 s. With psycopg, nothing is prepared on the server
+    PostgreSQL: READ COMMITTED, a dead network noticed within 30 s, and the deadlines of claim flows kept
+    (:mod:`.deadlines`). With psycopg, nothing is prepared on the server
     where a pooler stands between (see `_without_preparing`); ``?prepare_threshold=`` in the URL, a number or ``none``,
     decides it instead.
 
@@ -129,6 +131,7 @@ def _create_postgresql(parsed: URL, options: dict[str, Any]) -> Engine:
         parsed = parsed.difference_update_query([PREPARE_THRESHOLD])
         arguments[PREPARE_THRESHOLD] = _threshold(str(asked))
     engine = create_engine(parsed, connect_args=arguments, hide_parameters=True, **options)
+    deadlines.watched(engine)
     if is_psycopg and asked is None:
         event.listen(engine, "connect", _without_preparing)
     return engine

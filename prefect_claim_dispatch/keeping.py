@@ -20,6 +20,7 @@ from sqlalchemy import Engine, Table
 from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.policies import Settlement
 from prefect_claim_dispatch.reports import Tally
@@ -138,6 +139,10 @@ class Keeper:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        with answered_in_time(self._lease):
+            self._write_until_closed()
+
+    def _write_until_closed(self) -> None:
         while True:
             with self._changed:
                 # Asked again at every arrival: it is due before the pause that was begun without it is over.

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, Table
 from prefect_claim_dispatch import claiming, rescuing
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
+from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.options import LoopOptions
@@ -80,10 +81,11 @@ class ClaimLoop:
             PrefectUnavailableError: so was the API.
         """
         stay_until = elapsed_clock() + self._options.stay.total_seconds()
-        while self._goes_on(stay_until):
-            pass
-        self._finish()
-        self._count_unroutable()
+        with answered_in_time(self._options.lease):
+            while self._goes_on(stay_until):
+                pass
+            self._finish()
+            self._count_unroutable()
 
     def _goes_on(self, stay_until: float) -> bool:
         """One round; whether there is to be another."""

@@ -10,8 +10,10 @@ import logging
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -19,9 +21,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 
-from prefect_claim_dispatch import engines, operations, publish
+from prefect_claim_dispatch import deadlines, engines, operations, publish
 from prefect_claim_dispatch.dispatching import reaching
-from prefect_claim_dispatch.errors import DatabaseUnavailableError
+from prefect_claim_dispatch.errors import DatabaseContendedError, DatabaseUnavailableError
 from tests.conftest import MIGRATE
 from tests.kit import keeping, postgres
 from tests.kit.looping import Scene
@@ -121,6 +123,47 @@ def test_database_away_in_the_middle_costs_nothing(
     scene.expect_all_processed(20)
     expect_one_outage_told(caplog, CLAIMS)
     expect_one_outage_told(caplog, WRITES)
+
+
+def test_half_open_connection_is_given_up_well_inside_the_lease(
+    scene: Scene, through: Engine, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What takes all that is sent and never answers, a pooler that has lost its server, must not hold a keeper for ever.
+
+    The kernel in between acknowledges, so no keepalive notices.
+    """
+    scene.publish(6)
+    with caplog.at_level(logging.WARNING), scene.loop(through, lease=12) as running:
+        scene.wait_until_begun(4)
+        began_at = time.monotonic()
+        proxy.blackhole()
+        scene.let_work.set()
+        wait_until(lambda: told(caplog, WRITES), description="the keeper gave it up", timeout=12)
+        wait_until(lambda: told(caplog, CLAIMS), description="the loop gave it up", timeout=12)
+        given_up = time.monotonic() - began_at
+        proxy.heal()
+        tally = running.ends()
+
+    assert given_up < 12 * 2 / 3
+    assert (tally.report().processed, tally.report().lost_leases) == (6, 0)
+    scene.expect_all_processed(6)
+
+
+def test_statement_that_waits_for_a_lock_is_cancelled_on_the_server(scene: Scene, url: str) -> None:
+    """Only cut, it would go on waiting there, with a connection each time the loop asks again."""
+    scene.publish(1)
+    engine = engines.create(url)
+    with psycopg.connect(make_url(url).set(drivername="postgresql").render_as_string()) as locking:
+        locking.execute("LOCK TABLE action_logs")
+        began_at = time.monotonic()
+        with deadlines.answered_in_time(timedelta(seconds=1)), pytest.raises(DatabaseContendedError, match="canceling"):
+            operations.counts(engine)
+        waited = time.monotonic() - began_at
+        locking.rollback()
+
+    assert deadlines.LEAST_SECONDS <= waited < 10
+    assert operations.counts(engine).statuses["pending"] == 1
+    engine.dispose()
 
 
 def test_database_away_at_the_end_is_waited_for(scene: Scene, through: Engine, proxy: Proxy) -> None:
