@@ -128,7 +128,7 @@ def test_database_away_in_the_middle_costs_nothing(
 def test_half_open_connection_is_given_up_well_inside_the_lease(
     scene: Scene, through: Engine, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What takes all that is sent and never answers, a pooler that has lost its server, must not hold a keeper for ever.
+    """What takes all that is sent and never answers, like a pooler without its server, must not hold a keeper for ever.
 
     The kernel in between acknowledges, so no keepalive notices.
     """

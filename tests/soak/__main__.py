@@ -1,4 +1,4 @@
-"""``python -m tests.soak --minutes M --seed S [--database sqlite|postgresql] [--json FILE]``; 1 on any violation."""
+"""``python -m tests.soak --minutes M --seed S [--database sqlite|postgresql] [--lease SECONDS] [--json FILE]``; 1 on any violation."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=asked.seed,
             claimants=asked.claimants or CLAIMANTS[asked.database],
             flows=asked.flows,
+            lease=asked.lease,
         )
         findings = soak(scenario, keeping.run_folder() / "soak", api)
     finally:
@@ -51,6 +52,7 @@ def _parsed(arguments: list[str] | None) -> Any:
     parser.add_argument("--database", choices=list(CLAIMANTS), default="postgresql")
     parser.add_argument("--claimants", type=int, help="processes that run the claim loop without Prefect")
     parser.add_argument("--flows", type=int, default=1, help="claim flows beside them, on a Prefect server")
+    parser.add_argument("--lease", type=float, help="seconds; a machine that is busy otherwise needs longer ones")
     parser.add_argument("--json", type=Path, help="a file for the findings")
     return parser.parse_args(arguments)
 

@@ -27,6 +27,7 @@ class Scenario:
     flows: int = 1
     publishers: int = 2
     concurrency: int = 12
+    lease: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -35,8 +36,8 @@ class Scenario:
 
     @property
     def lease_seconds(self) -> float:
-        """Short, so that leases end often."""
-        return LEASE_SECONDS[self.database]
+        """Short, so that leases end often, unless asked for otherwise."""
+        return self.lease or LEASE_SECONDS[self.database]
 
     @property
     def bound_seconds(self) -> float:
