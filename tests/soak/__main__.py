@@ -1,4 +1,4 @@
-"""``python -m tests.soak --minutes M --seed S [--database sqlite|postgresql] [--lease SECONDS] [--json FILE]``; 1 on any violation."""
+"""``python -m tests.soak --minutes M --seed S [--database sqlite|postgresql]``, see ``--help``; 1 on any violation."""
 
 from __future__ import annotations
 
