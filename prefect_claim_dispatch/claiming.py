@@ -41,11 +41,15 @@ _decoder = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """The pending actions of one type and priority, of which the earliest is eligible at `end_at`."""
+    """The pending actions of one type and priority, of which the earliest is eligible at `end_at`.
+
+    A claim takes what is due in lanes of a lower *turn* first, within one priority.
+    """
 
     type: str
     priority: int
     end_at: datetime
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,11 @@ class RawAction:
         self.type: str = row[1]
         self.claim_count: int = row[5]
         self.fail_count: int = row[6]
+
+    @property
+    def priority(self) -> int:
+        """Higher first among due rows."""
+        return PRIORITY(self.row)
 
     @property
     def claimed_by(self) -> str | None:
@@ -178,16 +187,16 @@ def claim(
     claimed_by: str,
     until: datetime | None = None,
 ) -> list[RawAction]:
-    """Claim up to *limit* due actions of *lanes*, highest priority first, then `end_at`, then `id`.
+    """Claim up to *limit* due actions of *lanes*: of the highest priority first, then by turn, `end_at` and `id`.
 
-    Committed when this returns. Fewer than *limit* may come although more is due, when other claimers hold some of
-    them at this
-    moment: only an empty survey says that nothing is due. The leases are counted from before the statement was sent.
+    They come by priority, `end_at` and `id`. Committed when this returns. Fewer than *limit* may come although more is
+    due, when other claimers hold some of them at this moment: only an empty survey says that nothing is due. The
+    leases are counted from before the statement was sent.
     """
     if not lanes or limit < 1:
         return []
-    lanes = sorted(lanes[:MAX_LANES], key=lambda lane: -lane.priority)
-    shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=lambda lane: lane.priority))
+    lanes = sorted(lanes[:MAX_LANES], key=_in_turn)
+    shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=_in_turn))
     statement = claim_statement(table, engine.dialect.name, shape, bounded=until is not None)
     parameters: dict[str, Any] = {"limit": limit, "lease_seconds": lease.total_seconds(), "claimed_by": claimed_by}
     for position, lane in enumerate(lanes):
@@ -209,6 +218,10 @@ def claim(
         in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
         return [RawAction(row, Lease(expires=expires), table) for row in in_order]
     return []
+
+
+def _in_turn(lane: Lane) -> tuple[int, int]:
+    return -lane.priority, lane.turn
 
 
 def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str]]) -> set[int]:

@@ -20,6 +20,7 @@ from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.suspects import Suspicion, portion_of
+from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
@@ -65,6 +66,7 @@ class ClaimLoop:
         self._gave_back = False
         self._is_one_by_one = False
         self._suspicion = Suspicion(options.patience, routing.is_isolated)
+        self._turns = Turns()
         self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
         self._outstanding: set[Work] = set()
@@ -163,12 +165,13 @@ class ClaimLoop:
         claimed = claiming.claim(
             self._engine,
             self._table,
-            lanes,
+            self._turns.given(lanes),
             limit=1 if self._is_one_by_one else min(self._options.limit, self._room()),
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
         )
+        self._turns.serve(claimed)
         self._waiting.extend(claimed)
         self._keeper.hold(claimed)
         self._tally.add("claimed", len(claimed))
