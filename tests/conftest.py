@@ -22,6 +22,7 @@ from tests.kit.processes import Processes
 
 MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
 DATABASES = ["sqlite", *postgres.available()]
+PREFECTS = ("acceptance", "faults", "recipes")
 FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
 
 # A busy machine is no failure of the code under test.
@@ -32,6 +33,25 @@ settings.load_profile("unhurried")
 
 end_run = pytest.StashKey[Callable[[], None]]()
 through_pgbouncer = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--everywhere``: each test on every PostgreSQL there is."""
+    parser.addoption("--everywhere", action="store_true", help="run also what is under Prefect on every PostgreSQL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave older versions of PostgreSQL to the tests of the SQL, unless asked: Prefect and kills take minutes each."""
+    if config.getoption("--everywhere"):
+        return
+    older = DATABASES[2:]
+    left_out = [
+        item
+        for item in items
+        if Path(item.path).relative_to(keeping.ROOT).parts[1] in PREFECTS and any(name in item.name for name in older)
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_configure(config: pytest.Config) -> None:
