@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Table, event, inspect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, scoped_session
 
 from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.dialects import POSTGRESQL
@@ -21,9 +21,12 @@ from prefect_claim_dispatch.engines import create, sqlstate, translated
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseContendedError
 from prefect_claim_dispatch.schema import actions_table
 
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
+
 logger = logging.getLogger(__name__)
 
-Bind = Engine | Connection | Session | scoped_session[Any] | str | None
+Bind: TypeAlias = "Engine | Connection | Session | scoped_session[Any] | str | None"
 T = TypeVar("T")
 
 CONTENDED_TRIES: Final = 3
@@ -134,8 +137,8 @@ def executor(bind: Bind) -> Engine | Connection:
     match bind:
         case Engine() | Connection():
             return bind
-        case Session() | scoped_session():
-            return bind.connection()
+        case _ if isinstance(bind, _sessions()):
+            return cast("Session", bind).connection()
         case str() | None:
             return engine_for(bind)
         case _:
@@ -143,6 +146,12 @@ def executor(bind: Bind) -> Engine | Connection:
             advice = "; use `await async_session.run_sync(publish, ...)`" if "Async" in kind else ""
             msg = f"bind must be an Engine, Connection, Session, URL or None, got {kind}{advice}"
             raise ConfigurationError(msg)
+
+
+def _sessions() -> tuple[type, ...]:
+    """The kinds of session; none before somebody has imported the ORM, which would be a fifth of our import's time."""
+    orm = sys.modules.get("sqlalchemy.orm")
+    return () if orm is None else (orm.Session, orm.scoped_session)
 
 
 def autocommitting_engine(bind: Bind) -> Engine | None:

@@ -10,10 +10,15 @@ import pytest
 FOREIGN = ("prefect", "alembic", "cyclopts", "rich")
 
 
+def modules_imported_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter imports for *code*."""
+    run = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+
+
 def imported_by(code: str) -> set[str]:
     """The top-level packages that a fresh interpreter imports for *code*."""
-    run = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
-    return {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
+    return {module.partition(".")[0] for module in modules_imported_by(code)}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -26,6 +31,14 @@ def test_import_brings_no_prefect() -> None:
 
     assert "prefect_claim_dispatch" in imported
     assert imported.isdisjoint(FOREIGN)
+
+
+def test_import_brings_no_orm() -> None:
+    """Whoever publishes in a session has imported it; for all others it would be a fifth of what they wait for."""
+    modules = modules_imported_by("from prefect_claim_dispatch import publish")
+
+    assert "sqlalchemy" in modules
+    assert "sqlalchemy.orm" not in modules
 
 
 def test_publishing_brings_no_prefect(sqlite_url: str) -> None:
