@@ -59,7 +59,7 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
         stay: keep the run alive that long, waiting for the next due action.
         lease: how long a claim lasts unless renewed. Longer than any pause of this process, shorter than you want to
             wait after a crash.
-        max_concurrency: actions that run at a time.
+        max_concurrency: runs at a time; a run is one action, or a batch where its processor says `rows_per_run`.
         grace: when told to stop, how long to wait for what is running.
         table: name of the action table, ``schema.table`` included.
 
@@ -81,6 +81,7 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
         drain=drain,
         stay=stay,
         grace=grace,
+        runs_per_second=settings.runs_per_second,
     )
     try:
         _check(options)

@@ -17,10 +17,22 @@ from prefect_claim_dispatch.catalogue import import_catalogue
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.modules import import_modules
 from prefect_claim_dispatch.outcomes import Snooze
-from prefect_claim_dispatch.registrations import Facts, Isolation, Processor, Source, TaskOptions, function_of
+from prefect_claim_dispatch.registrations import (
+    TOGETHER,
+    Facts,
+    Isolation,
+    Processor,
+    RowsPerRun,
+    Source,
+    TaskOptions,
+    function_of,
+)
 from prefect_claim_dispatch.registry import Registry, registry
 
 __all__ = ["Isolation", "Processor", "Registry", "TaskOptions", "load_modules", "processor", "registry"]
+
+MAX_ROWS_PER_RUN = 10_000
+ONE_BY_ONE = ("payload", "action")
 
 AnySource = TypeVar("AnySource", bound=Callable[..., Any])
 
@@ -38,6 +50,7 @@ def processor(
     facts: Facts | None = None,
     on_rules_false: Snooze | None = None,
     isolate: bool | Isolation = False,
+    rows_per_run: RowsPerRun = None,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
     """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
@@ -62,6 +75,9 @@ def processor(
         on_rules_false: look again later instead of cancelling when the rules are false.
         isolate: run each attempt in a child process, which is killed at *timeout* whatever it does; `Isolation` also
             limits its memory. For a function or `Task` that can be imported by its name.
+        rows_per_run: up to so many actions share one run, called row by row and settled as each finishes; or, taken
+            as ``payloads`` and ``actions``, in one call that returns None or one outcome for each. ``"auto"``: a run
+            for each while few are due, groups when many are. None: a run for each. See docs/lanes.md.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
@@ -87,7 +103,9 @@ def processor(
             facts=facts,
             on_rules_false=on_rules_false,
             isolation=Isolation() if isolate is True else isolate or None,
+            rows_per_run=rows_per_run,
         )
+        _check_rows_per_run(new)
         _check_isolation(new)
         _check_signature(new)
         registry.add(new)
@@ -129,6 +147,28 @@ def _check_attempts(type_: str, max_attempts: int | None) -> None:
         raise RegistrationError(msg)
 
 
+def _check_rows_per_run(new: Processor) -> None:
+    rows: Any = new.rows_per_run
+    if rows is not None and rows != "auto" and (type(rows) is not int or not 1 <= rows <= MAX_ROWS_PER_RUN):
+        msg = f"processor {new.pattern!r}: rows_per_run must be 1 to {MAX_ROWS_PER_RUN}, or 'auto', got {rows!r}"
+        raise RegistrationError(msg)
+    if rows is not None and new.is_flow:
+        msg = f"processor {new.pattern!r}: rows_per_run is for a function or a task, and {new.place} is a flow"
+        raise RegistrationError(msg)
+    if new.takes_rows_together and rows is None:
+        msg = (
+            f"processor {new.pattern!r}: {new.place} takes rows together; "
+            "say rows_per_run, or take 'payload' and 'action'"
+        )
+        raise RegistrationError(msg)
+    if new.takes_rows_together and new.isolation is not None:
+        msg = (
+            f"processor {new.pattern!r}: {new.place} takes rows together, and a child process takes one; "
+            "isolate a function of 'payload' and 'action'"
+        )
+        raise RegistrationError(msg)
+
+
 def _check_isolation(new: Processor) -> None:
     if new.isolation is not None and new.is_flow:
         msg = (
@@ -146,15 +186,20 @@ def _check_signature(new: Processor) -> None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         msg = f"processor {new.pattern!r}: {new.place} is a generator; write a function that returns"
         raise RegistrationError(msg)
+    wanted = TOGETHER if new.takes_rows_together else ONE_BY_ONE
     for name, parameter in inspect.signature(function).parameters.items():
+        if new.takes_rows_together and name in ONE_BY_ONE:
+            msg = f"processor {new.pattern!r}: {new.place} takes {name!r} beside rows together; take one or the other"
+            raise RegistrationError(msg)
         optional = parameter.default is not parameter.empty or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
         )
-        if name in ("payload", "action"):
+        if name in wanted:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 msg = f"processor {new.pattern!r}: {new.place} takes {name!r} by position only; it is passed by name"
                 raise RegistrationError(msg)
         elif not optional:
-            msg = f"processor {new.pattern!r}: {new.place} wants {name!r}; only 'payload' and 'action' are passed"
+            passed = " and ".join(map(repr, wanted))
+            msg = f"processor {new.pattern!r}: {new.place} wants {name!r}; only {passed} are passed"
             raise RegistrationError(msg)

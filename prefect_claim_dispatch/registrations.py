@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prefect import Flow, Task
 from pydantic import TypeAdapter
@@ -23,6 +23,11 @@ Source = Callable[..., Any]
 """A function, a `Task` or a `Flow`: all of them can be called."""
 
 Facts = Callable[[Action], Mapping[str, Any]]
+
+RowsPerRun = int | Literal["auto"] | None
+
+TOGETHER = ("payloads", "actions")
+"""Parameters of a function that takes the rows of a run in one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,7 @@ class Processor:
     facts: Facts | None = None
     on_rules_false: Snooze | None = None
     isolation: Isolation | None = None
+    rows_per_run: RowsPerRun = None
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -78,6 +84,16 @@ class Processor:
         own = None if seconds is None else timedelta(seconds=seconds)
         return own if self.options.timeout is None else self.options.timeout
 
+    @property
+    def call_limit(self) -> timedelta | None:
+        """The time limit of each call in a batch, where neither Prefect nor a child's end keeps it."""
+        return None if self.isolation is not None else self.time_limit
+
+    @functools.cached_property
+    def takes_rows_together(self) -> bool:
+        """Whether one call takes all rows of a run: ``payloads`` and ``actions``."""
+        return not self._parameters.isdisjoint(TOGETHER)
+
     def policy(self, default: RetryPolicy) -> RetryPolicy:
         """This processor's durable retries, *default* where it says nothing."""
         return RetryPolicy(
@@ -89,15 +105,18 @@ class Processor:
     def arguments(self, action: Action) -> dict[str, Any]:
         """What the function is called with, the payload validated to its annotation, or without one to the catalogue.
 
+        Of a function that takes rows together, this row's share: one element of each list.
+
         Raises:
             pydantic.ValidationError: the payload does not fit; the row can never be processed as it stands.
         """
         arguments: dict[str, Any] = {}
-        if "payload" in self._parameters:
+        if self._payload_name in self._parameters:
             adapter = self._adapter_of(action.type)
-            arguments["payload"] = dict(action.payload) if adapter is None else validated(adapter, action.payload)
-        if "action" in self._parameters:
-            arguments["action"] = action
+            payload = dict(action.payload) if adapter is None else validated(adapter, action.payload)
+            arguments[self._payload_name] = payload
+        if self._action_name in self._parameters:
+            arguments[self._action_name] = action
         return arguments
 
     def check(self) -> None:
@@ -115,7 +134,7 @@ class Processor:
                 f"({redacted(f'{type(error).__name__}: {error}', 300)})"
             )
             raise RegistrationError(msg) from error
-        if "payload" in self._parameters and not self._is_annotated:
+        if self._payload_name in self._parameters and not self._is_annotated:
             for type_ in catalogue.matching(self.pattern):
                 catalogue[type_].resolve()
 
@@ -128,14 +147,34 @@ class Processor:
         return frozenset(inspect.signature(self.function).parameters)
 
     @functools.cached_property
+    def _payload_name(self) -> str:
+        return "payloads" if self.takes_rows_together else "payload"
+
+    @functools.cached_property
+    def _action_name(self) -> str:
+        return "actions" if self.takes_rows_together else "action"
+
+    @functools.cached_property
     def _is_annotated(self) -> bool:
-        return "payload" in getattr(self.function, "__annotations__", {})
+        return self._payload_name in getattr(self.function, "__annotations__", {})
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
         # Read late: at decoration time the names in an annotation may not exist yet.
-        annotation = get_type_hints(self.function, include_extras=True).get("payload", Any)
+        annotation = get_type_hints(self.function, include_extras=True).get(self._payload_name, Any)
+        if self.takes_rows_together:
+            annotation = _element(annotation)
         return None if annotation in (Any, dict, Mapping) else TypeAdapter(annotation)
+
+
+def _element(annotation: Any) -> Any:
+    """What `payloads` holds one of for each row."""
+    if annotation in (Any, list, Sequence):
+        return Any
+    if get_origin(annotation) in (list, Sequence):
+        return get_args(annotation)[0]
+    msg = f"payloads holds one element for each row: annotate it as list[...] or Sequence[...], got {annotation}"
+    raise TypeError(msg)
 
 
 def function_of(source: Any) -> Callable[..., Any]:

@@ -19,7 +19,8 @@ _COLUMNS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
 class DispatchReport:
     """What one run of the claim flow came to.
 
-    Counts of actions, as the table took them: a verdict whose lease was lost counts only there.
+    Counts of actions, as the table took them: a verdict whose lease was lost counts only there. `runs` counts the runs
+    that were started for the `dispatched` actions: fewer, where batches shared one.
 
     `unroutable` counts due actions of types that nobody registered, at the end of the run. `by_type` has the verdicts
     for each type.
@@ -27,6 +28,7 @@ class DispatchReport:
 
     claimed: int = 0
     dispatched: int = 0
+    runs: int = 0
     processed: int = 0
     retrying: int = 0
     dead: int = 0
@@ -62,8 +64,8 @@ class DispatchReport:
         lines = [
             "# Claim dispatch",
             "",
-            f"Claimed **{self.claimed:,}**, dispatched **{self.dispatched:,}**, rescued **{self.rescued:,}**, "
-            f"unroutable **{self.unroutable:,}**, lost leases **{self.lost_leases:,}**.",
+            f"Claimed **{self.claimed:,}**, dispatched **{self.dispatched:,}** in **{self.runs:,}** runs, "
+            f"rescued **{self.rescued:,}**, unroutable **{self.unroutable:,}**, lost leases **{self.lost_leases:,}**.",
             "",
             "| type | " + " | ".join(_COLUMNS) + " |",
             "| --- |" + " ---: |" * len(_COLUMNS),

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     backoff_max_seconds: float = Field(3600, ge=0, le=365 * 86_400)
     max_payload_bytes: int = Field(1024 * 1024, ge=2, le=256 * 1024 * 1024)
     max_concurrency: int = Field(16, ge=1, le=1_000)
+    runs_per_second: float = Field(30, gt=0, le=100_000)
 
     @field_validator("processors", "catalogue", mode="before")
     @classmethod

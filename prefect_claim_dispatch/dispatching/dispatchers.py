@@ -1,4 +1,4 @@
-"""How work is handed to Prefect: as a task run or as a subflow run.
+"""How work, or a batch of it, is handed to Prefect: as a task run or as a subflow run.
 
 A new mode is one more class here that passes the contract test.
 """
@@ -17,10 +17,11 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.runs import Desk
-from prefect_claim_dispatch.dispatching.work import ActionReference, Work
+from prefect_claim_dispatch.dispatching.work import ActionReference
 
-OnDone = Callable[[Work, str], None]
+OnDone = Callable[[Workload, str], None]
 
 
 class Dispatcher(Protocol):
@@ -29,19 +30,19 @@ class Dispatcher(Protocol):
     `submit` does not wait; `on_done` is called once for each, from any thread.
     """
 
-    def submit(self, work: Work, on_done: OnDone) -> None:
+    def submit(self, work: Workload, on_done: OnDone) -> None:
         """Start a run for *work*; *on_done* gets it back with the name of the run's final state."""
         ...
 
 
 class TaskDispatcher:
-    """Each action is a task run of the claim flow."""
+    """Each action, or batch of them, is a task run of the claim flow."""
 
     def __init__(self, desk: Desk, runner: TaskRunner[Any]) -> None:
         self._desk = desk
         self._runner = runner
 
-    def submit(self, work: Work, on_done: OnDone) -> None:
+    def submit(self, work: Workload, on_done: OnDone) -> None:
         """Submit the processor's task to the task runner."""
         task = self._desk.task_for(work.processor)
         future: PrefectFuture[Any] = self._runner.submit(task, {"action": self._desk.take(work)})
@@ -55,7 +56,7 @@ class FlowDispatcher:
         self._desk = desk
         self._executor = executor
 
-    def submit(self, work: Work, on_done: OnDone) -> None:
+    def submit(self, work: Workload, on_done: OnDone) -> None:
         """Run the processor's flow as a child of the current flow run."""
         flow = self._desk.flow_for(work.processor)
         context = contextvars.copy_context()
@@ -90,7 +91,7 @@ class RoutingDispatcher:
         """Don't wait at the end for work that outlasted its grace period: it is left to its leases."""
         self._is_abandoned = True
 
-    def submit(self, work: Work, on_done: OnDone) -> None:
+    def submit(self, work: Workload, on_done: OnDone) -> None:
         """Start *work* in its processor's mode."""
         mode = self._flows if work.processor.is_flow else self._tasks
         mode.submit(work, on_done)

@@ -17,6 +17,8 @@ from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.catalogue import import_catalogue
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.databases import Bind
+from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.grouping import MOST_AUTOMATICALLY
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
@@ -24,6 +26,7 @@ from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
 from prefect_claim_dispatch.outcomes import Outcome, Released
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from prefect_claim_dispatch.processors import Registry, load_modules, registry
+from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import DispatchReport, Tally
 
 logger = logging.getLogger(__name__)
@@ -89,10 +92,12 @@ class Drain:
                 survey = claiming.survey(self._executor(), self._table)
                 if survey.has_expired_leases and self._rescue():
                     continue
-                claimed = self._claim(self._routing.routable(survey.due()))
+                lanes = self._routing.routable(survey.due())
+                claimed = self._claim(lanes)
                 if not claimed:
                     break
-                self._attempt(claimed[0])
+                for group in self._grouped(claimed[0], lanes):
+                    self._attempt(group)
         self._count_unroutable(survey)
         return self._tally.report()
 
@@ -113,36 +118,58 @@ class Drain:
         if lanes and self._limit is None and claims >= MAX_CLAIMS:
             raise EndlessDrainError(claims, *self._claims.most_common(1)[0])
         self._check_event_loop(lanes)
+        return self._claim_up_to(1, lanes)
+
+    def _grouped(self, first: RawAction, lanes: Sequence[Lane]) -> list[list[RawAction]]:
+        """*first*, with what its processor takes together with it; what failed before is attempted by itself."""
+        processor = self._routing.match(first.type)
+        if processor is None or not processor.takes_rows_together or first.fail_count:
+            return [[first]]
+        most = MOST_AUTOMATICALLY if processor.rows_per_run == "auto" else processor.rows_per_run or 1
+        room = min(most - 1, (self._limit or MAX_CLAIMS) - self._claims.total())
+        alike = [lane for lane in lanes if self._routing.match(lane.type) is processor]
+        others = self._claim_up_to(room, alike)
+        return [[first, *(raw for raw in others if not raw.fail_count)], *([raw] for raw in others if raw.fail_count)]
+
+    def _claim_up_to(self, number: int, lanes: Sequence[Lane]) -> list[RawAction]:
         claimed = claiming.claim(
-            self._executor(), self._table, lanes, limit=1, lease=self._lease, claimed_by=CLAIMED_BY
+            self._executor(), self._table, lanes, limit=number, lease=self._lease, claimed_by=CLAIMED_BY
         )
         self._claims.update(raw.type for raw in claimed)
         self._tally.add("claimed", len(claimed))
         return claimed
 
-    def _attempt(self, raw: RawAction) -> None:
-        processor = self._routing.match(raw.type)
+    def _attempt(self, group: Sequence[RawAction]) -> None:
+        processor = self._routing.match(group[0].type)
         assert processor is not None  # noqa: S101 - only routable lanes are claimed
+        works = [(raw, work) for raw in group if (work := self._admitted(raw, processor)) is not None]
+        if not works:
+            return
+        self._tally.add("dispatched", len(works))
+        run = Batch([work for _, work in works]) if processor.takes_rows_together else works[0][1]
+        try:
+            _call(run)
+        except Exception as error:
+            logger.warning("%s failed", run.reference.name, exc_info=error)
+            if self._reraise:
+                raise
+        finally:
+            run.conclude("Failed")
+            for raw, work in works:
+                self._settle(raw, work.outcome or Released(), self._routing.policy(processor))
+            for _, work in works:
+                # Ctrl-C comes in the middle of a processor, which is where time is spent: it is meant for the test.
+                if isinstance(work.error, KeyboardInterrupt):
+                    raise work.error from None
+
+    def _admitted(self, raw: RawAction, processor: Processor) -> Work | None:
         policy = self._routing.policy(processor)
         verdict = guarded(raw, processor, policy)
         if not isinstance(verdict, tuple):
             self._settle(raw, verdict, policy)
-            return
+            return None
         action, arguments = verdict
-        work = Work(action, processor, arguments, on_begin=_ignore, on_outcome=_ignore)
-        self._tally.add("dispatched")
-        try:
-            _call(work)
-        except Exception as error:
-            logger.warning("%s failed", action.reference, exc_info=error)
-            # Ctrl-C comes in the middle of a processor, which is where time is spent: it is meant for the test.
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise error.__context__ from None
-            if self._reraise:
-                raise
-        finally:
-            work.conclude("Failed")
-            self._settle(raw, work.outcome or Released(), policy)
+        return Work(action, processor, arguments, on_begin=_ignore, on_outcome=_ignore)
 
     def _settle(self, raw: RawAction, outcome: Outcome, policy: RetryPolicy) -> None:
         settlement = settlement_for(outcome, raw, policy)
@@ -179,11 +206,11 @@ def _has_event_loop() -> bool:
     return True
 
 
-def _call(work: Work) -> None:
-    if work.processor.is_async:
-        asyncio.run(work.run_async(""))
+def _call(run: Workload) -> None:
+    if run.processor.is_async:
+        asyncio.run(run.run_async(""))
     else:
-        work.run("")
+        run.run("")
 
 
 def _ignore(_work: Work, _told: Any) -> None:

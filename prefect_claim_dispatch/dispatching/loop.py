@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 from sqlalchemy import Engine, Table
@@ -14,7 +14,9 @@ from prefect_claim_dispatch import claiming, rescuing
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.deadlines import answered_in_time
+from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
+from prefect_claim_dispatch.dispatching.grouping import Grouping
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
@@ -27,6 +29,7 @@ from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.outcomes import Outcome, Released
 from prefect_claim_dispatch.policies import settlement_for
+from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import Tally
 
 logger = logging.getLogger(__name__)
@@ -65,12 +68,13 @@ class ClaimLoop:
         self._contended = 0
         self._gave_back = False
         self._is_one_by_one = False
+        self._grouping = Grouping(routing, options)
         self._suspicion = Suspicion(options.patience, routing.is_isolated)
         self._turns = Turns()
         self._outage = Outage("nothing can be claimed")
         self._freed = threading.Condition()
-        self._outstanding: set[Work] = set()
-        self._waiting: deque[RawAction] = deque()
+        self._outstanding: set[Workload] = set()
+        self._waiting: dict[RawAction, None] = {}  # in order
 
     def run(self) -> None:
         """Work until nothing is due (or, without `drain`, for one claim), then wait for what was started.
@@ -147,14 +151,14 @@ class ClaimLoop:
             self._settle_raw(raw, Released())
         self._waiting.clear()
         with self._freed:
-            works = list(self._outstanding)
+            works = [work for run in self._outstanding for work in run.works]
         for work in works:
             if work.withdraw():
                 self._settle(work, Released())
         self._keeper.flush(timeout=5.0)
         with self._freed:
             is_done = self._freed.wait_for(
-                lambda: not any(work.has_begun for work in self._outstanding), self._options.grace.total_seconds()
+                lambda: not any(run.has_begun for run in self._outstanding), self._options.grace.total_seconds()
             )
         return is_done and self._keeper.flush(timeout=5.0)
 
@@ -162,19 +166,8 @@ class ClaimLoop:
         """Claim from *lanes* what can start soon, and dispatch it, a suspect alone at first; returns how many."""
         if lanes and self._api is not None:
             self._api.require()
-        claimed = claiming.claim(
-            self._engine,
-            self._table,
-            self._turns.given(lanes),
-            limit=1 if self._is_one_by_one else min(self._options.limit, self._room()),
-            lease=self._options.lease,
-            claimed_by=self._options.claimed_by,
-            until=self._options.until,
-        )
-        self._turns.serve(claimed)
-        self._waiting.extend(claimed)
-        self._keeper.hold(claimed)
-        self._tally.add("claimed", len(claimed))
+        number = sum(self._claim_parts(self._turns.given(lanes)))
+        claimed = list(self._waiting)
         portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=bool(self._count_outstanding()))
         self._gave_back = bool(portion.given_back)
         # One of nothing but suspects: whatever is claimed beside the next would only be given back again.
@@ -182,11 +175,39 @@ class ClaimLoop:
         self._is_one_by_one = self._options.drain and is_one_of_many
         if portion.has_suspects:
             self._give_back(portion.given_back)
-        while self._waiting:
+        for group in self._grouping.groups(list(self._waiting)):
             self._wait_for_slot()
-            self._dispatch(self._waiting[0])
+            self._dispatch(group)
         if portion.has_suspects:
             self._finish(within=self._options.alone_within)
+        return number
+
+    def _claim_parts(self, lanes: tuple[Lane, ...]) -> Iterator[int]:
+        """Claim from *lanes* until no more can start soon; how many at a time."""
+        taken, left = self._count_outstanding() + len(self._waiting), 1 if self._is_one_by_one else self._options.limit
+        for part in self._grouping.parts(lanes):
+            room = min(left, self._options.room(taken, part.rows_per_run))
+            number = self._claim_part(part.lanes, room)
+            yield number
+            if number == room:
+                break
+            left -= number
+            taken += math.ceil(number / part.rows_per_run)
+
+    def _claim_part(self, lanes: tuple[Lane, ...], room: int) -> int:
+        claimed = claiming.claim(
+            self._engine,
+            self._table,
+            lanes,
+            limit=room,
+            lease=self._options.lease,
+            claimed_by=self._options.claimed_by,
+            until=self._options.until,
+        )
+        self._turns.serve(claimed)
+        self._waiting.update(dict.fromkeys(claimed))
+        self._keeper.hold(claimed)
+        self._tally.add("claimed", len(claimed))
         return len(claimed)
 
     def _give_back(self, claimed: list[RawAction]) -> None:
@@ -196,38 +217,44 @@ class ClaimLoop:
         """
         for raw in claimed:
             self._settle_raw(raw, Released())
-            self._waiting.remove(raw)
+            del self._waiting[raw]
         self._keeper.flush(timeout=self._options.lease.total_seconds())
 
-    def _room(self) -> int:
-        ahead = self._options.concurrency + self._options.read_ahead
-        return max(1, ahead - self._count_outstanding() - len(self._waiting))
+    def _dispatch(self, group: Sequence[RawAction]) -> None:
+        """Hand over what shares a run; each leaves the line only when somebody else answers for it."""
+        processor = self._routing.match(group[0].type)
+        works = [work for raw in group if (work := self._admitted(raw, processor)) is not None]
+        if not works:
+            return
+        run = works[0] if processor is None or processor.rows_per_run is None else Batch(works)
+        with self._freed:
+            self._outstanding.add(run)
+        for raw in group:
+            self._waiting.pop(raw, None)
+        self._dispatcher.submit(run, self._done)
+        self._grouping.started()
+        self._tally.add("runs")
+        self._tally.add("dispatched", len(works))
 
-    def _dispatch(self, raw: RawAction) -> None:
-        """Hand over the action at the head of the line, which leaves it only when somebody else answers for it."""
-        processor = self._routing.match(raw.type)
+    def _admitted(self, raw: RawAction, processor: Processor | None) -> Work | None:
+        """The work of *raw*; None if it ended here, settled."""
         if processor is None:
             # Undeployed since the survey: not ours to judge.
             self._drop(raw, Released())
-            return
+            return None
         verdict = guarded(raw, processor, self._routing.policy(processor))
         if not isinstance(verdict, tuple):
             self._drop(raw, verdict)
-            return
+            return None
         action, arguments = verdict
-        work = Work(action, processor, arguments, on_begin=self._begun, on_outcome=self._settle)
-        with self._freed:
-            self._outstanding.add(work)
-        self._waiting.popleft()
-        self._dispatcher.submit(work, self._done)
-        self._tally.add("dispatched")
+        return Work(action, processor, arguments, on_begin=self._begun, on_outcome=self._settle)
 
     def _drop(self, raw: RawAction, outcome: Outcome) -> None:
         self._settle_raw(raw, outcome)
-        self._waiting.popleft()
+        del self._waiting[raw]
 
     def _begun(self, work: Work, run_id: str) -> None:
-        self._keeper.begin(work.reference.key, run_id)
+        self._keeper.begin((work.action.id, work.action.claim_count), run_id)
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
         self._keeper.settle(settlement_for(outcome, work.action, self._routing.policy(work.processor)))
@@ -236,17 +263,19 @@ class ClaimLoop:
         policy = self._routing.policy(self._routing.match(raw.type))
         self._keeper.settle(settlement_for(outcome, raw, policy))
 
-    def _done(self, work: Work, ended: str) -> None:
-        if not work.has_begun and self._api is not None and self._api.is_away():
-            # Prefect asks its API before it calls a task in a new thread: that is no failure of this action's.
-            work.withdraw()
-        work.conclude(ended)
-        if not work.has_begun:
-            # It never began, since its lease could not be relied on any more: give it back, if it is still ours to
-            # give.
-            self._settle(work, Released())
+    def _done(self, run: Workload, ended: str) -> None:
+        if not run.has_begun and self._api is not None and self._api.is_away():
+            # Prefect asks its API before it calls a task in a new thread: that is no failure of these actions'.
+            for work in run.works:
+                work.withdraw()
+        run.conclude(ended)
+        for work in run.works:
+            if not work.has_begun:
+                # It never began, since its lease could not be relied on any more, or the run ended before its turn:
+                # give it back, if it is still ours to give.
+                self._settle(work, Released())
         with self._freed:
-            self._outstanding.discard(work)
+            self._outstanding.discard(run)
             self._freed.notify_all()
 
     def _check_once(self) -> None:

@@ -14,7 +14,7 @@ class LoopOptions:
     """What a claim flow was asked for.
 
     *alone*: how long a suspect runs alone at most, see `alone_within`; what kills its process mostly does so at once.
-    *patience*: how long one waits at most for others to end.
+    *patience*: how long one waits at most for others to end. *runs_per_second*: see `rows_per_run_for`.
     """
 
     limit: int
@@ -27,6 +27,7 @@ class LoopOptions:
     grace: timedelta = timedelta(seconds=20)
     alone: timedelta = timedelta(seconds=10)
     patience: timedelta = timedelta(minutes=1)
+    runs_per_second: float = 30
 
     @property
     def alone_within(self) -> timedelta:
@@ -40,3 +41,12 @@ class LoopOptions:
         A crash strands as many.
         """
         return max(4, self.concurrency // 2)
+
+    def room(self, taken: int, rows_per_run: int) -> int:
+        """How many rows can start soon, where *taken* runs have a slot, or wait for one, already.
+
+        Of batches one is read ahead, since that is many rows.
+        """
+        if rows_per_run == 1:
+            return self.concurrency + self.read_ahead - taken
+        return (max(0, self.concurrency - taken) + 1) * rows_per_run

@@ -18,6 +18,7 @@ class Routing:
         self._registry = registry
         preload(registry.isolated_modules)
         self._default_policy = default_policy
+        self._policies: dict[Processor, RetryPolicy] = {}
 
     def match(self, type_: str) -> Processor | None:
         """The processor of actions of that type; None when nobody here does them."""
@@ -30,7 +31,12 @@ class Routing:
 
     def policy(self, processor: Processor | None) -> RetryPolicy:
         """How attempts of *processor* are judged; without one, as settings say."""
-        return self._default_policy if processor is None else processor.policy(self._default_policy)
+        if processor is None:
+            return self._default_policy
+        policy = self._policies.get(processor)  # made once: it is asked for twice for each row
+        if policy is None:
+            policy = self._policies[processor] = processor.policy(self._default_policy)
+        return policy
 
     def policy_of(self, type_: str) -> RetryPolicy | None:
         """How attempts of that type are judged; None when nobody here may judge them."""

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from prefect import Flow, Task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.utilities.callables import parameter_schema
 
-from prefect_claim_dispatch.dispatching.work import ActionReference, Work
+from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.work import ActionReference
 from prefect_claim_dispatch.registrations import Processor
 
 RUN_NAME = "{action.name}"
@@ -28,16 +31,16 @@ class Desk:
     """Where a run finds its work by reference, and each processor's task or flow."""
 
     def __init__(self) -> None:
-        self._works: WeakValueDictionary[ActionReference, Work] = WeakValueDictionary()
+        self._works: WeakValueDictionary[ActionReference, Workload] = WeakValueDictionary()
         self._tasks: dict[Processor, Task[..., Any]] = {}
         self._flows: dict[Processor, Flow[..., Any]] = {}
 
-    def take(self, work: Work) -> ActionReference:
+    def take(self, work: Workload) -> ActionReference:
         """Keep *work* to be found; the caller keeps it alive."""
         self._works[work.reference] = work
         return work.reference
 
-    def find(self, reference: ActionReference) -> Work:
+    def find(self, reference: ActionReference) -> Workload:
         """The work that *reference* stands for."""
         return self._works[reference]
 
@@ -56,7 +59,7 @@ class Desk:
         return flow
 
 
-Find = Callable[[ActionReference], Work]
+Find = Callable[[ActionReference], Workload]
 
 
 def _task(processor: Processor, find: Find) -> Task[..., Any]:
@@ -75,8 +78,10 @@ def _task(processor: Processor, find: Find) -> Task[..., Any]:
             retries=processor.options.retries,
             retry_delay_seconds=processor.options.retry_delay_seconds,
         )
-    # Isolated, the child is killed at the limit; Prefect's own would leave it running.
-    limit = None if processor.isolation is not None else processor.time_limit
+    # Isolated, the child is killed at the limit; Prefect's own would leave it running. In a batch the limit is of each
+    # call: one that hangs would else take the time of all, and Prefect's may strike anywhere between the calls.
+    is_ours = processor.isolation is not None or processor.rows_per_run is not None
+    limit = None if is_ours else processor.time_limit
     task.timeout_seconds = None if limit is None else limit.total_seconds()
     # With result persistence on, Prefect's default policy would run one of several equal actions and skip the others.
     task.cache_policy = NO_CACHE
@@ -102,14 +107,39 @@ def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
     if processor.is_async:
 
         async def run_async(action: ActionReference) -> Any:
-            return await find(action).run_async(_task_run_id())
+            match find(action):
+                case Batch() as batch:
+                    with _telling_end(batch):
+                        return await batch.run_async(_task_run_id(), is_last_try=_is_last_try())
+                case work:
+                    return await work.run_async(_task_run_id())
 
         return _named(run_async, processor)
 
     def run(action: ActionReference) -> Any:
-        return find(action).run(_task_run_id())
+        match find(action):
+            case Batch() as batch:
+                with _telling_end(batch):
+                    return batch.run(_task_run_id(), is_last_try=_is_last_try())
+            case work:
+                return work.run(_task_run_id())
 
     return _named(run, processor)
+
+
+@contextmanager
+def _telling_end(batch: Batch) -> Generator[None]:
+    try:
+        yield
+    finally:
+        logger = get_run_logger()
+        (logger.warning if batch.failed else logger.info)("%s", batch.summary)
+
+
+def _is_last_try() -> bool:
+    """Whether Prefect has no retries left, so that what is returned now is how the run ends."""
+    context = TaskRunContext.get()
+    return context is None or context.task_run.run_count > context.task.retries
 
 
 def _flow_body(processor: Processor, find: Find) -> Callable[..., Any]:

@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
+from prefect.utilities.timeout import timeout
 
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.dispatching.isolation import call
@@ -64,14 +67,23 @@ class Work:
     ) -> None:
         self.action = action
         self.processor = processor
-        self.reference = ActionReference(name=action.reference, id=action.id, claim_count=action.claim_count)
-        self._arguments = arguments
+        self.arguments = arguments
         self._on_begin = on_begin
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
         self._phase = Phase.WAITING
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self.outcome: Outcome | None = None
+
+    @cached_property
+    def reference(self) -> ActionReference:
+        """What Prefect gets to see."""
+        return ActionReference(name=self.action.reference, id=self.action.id, claim_count=self.action.claim_count)
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """The actions of this run: itself. A `Batch` has several."""
+        return (self,)
 
     @property
     def has_begun(self) -> bool:
@@ -88,35 +100,59 @@ class Work:
 
     def run(self, run_id: str) -> Any:
         """Call a sync processor. Returns what Prefect takes for the run's result or final state."""
-        if not self._start(run_id):
-            return _not_started()
-        try:
-            isolation = self.processor.isolation
-            if isolation is None:
-                result = self.processor.function(**self._arguments)
-            else:
-                result = call(self.processor, isolation, self._arguments)
-        except BaseException as error:  # SystemExit in one action would end the flow and all the others
-            self._error = TimeoutError("over its time limit") if _is_prefects_own(error) else error
-            if isinstance(error, Exception) or _is_prefects_own(error):
-                raise
-            raise _as_exception(error) from None
-        return self._finished(result)
+        return self.shown(self.attempt(run_id))
 
     async def run_async(self, run_id: str) -> Any:
         """As `run`, for an async processor."""
-        if not self._start(run_id):
-            return _not_started()
+        return self.shown(await self.attempt_async(run_id))
+
+    def attempt(self, run_id: str, within: timedelta | None = None) -> Any:
+        """Call a sync processor, unless it must not begin; what it returned.
+
+        *within* is the time limit of this call, None where Prefect has one on the whole run.
+        """
+        if not self.begin(run_id):
+            return None
         try:
-            result = await self.processor.function(**self._arguments)
-        except BaseException as error:
-            task = asyncio.current_task()
-            is_cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-            self._error = TimeoutError("over its time limit, or cancelled") if is_cancelled else error
-            if isinstance(error, Exception) or is_cancelled:
+            isolation = self.processor.isolation
+            if isolation is not None:
+                result = call(self.processor, isolation, self.arguments)
+            else:
+                result = called(self.processor.function, self.arguments, within)
+        except BaseException as error:  # SystemExit in one action would end the flow and all the others
+            visible = self.fail(error)
+            if visible is error:
                 raise
-            raise _as_exception(error) from None
-        return self._finished(result)
+            raise visible from None
+        self.finish(result)
+        return result
+
+    async def attempt_async(self, run_id: str, within: timedelta | None = None) -> Any:
+        """As `attempt`, for an async processor."""
+        if not self.begin(run_id):
+            return None
+        try:
+            result = await called_async(self.processor.function, self.arguments, within)
+        except BaseException as error:  # SystemExit in one action would end the flow and all the others
+            visible = self.fail(error)
+            if visible is error:
+                raise
+            raise visible from None
+        self.finish(result)
+        return result
+
+    def shown(self, result: Any = None) -> Any:
+        """What Prefect takes for the result or final state of the run that ended so."""
+        match self.outcome:
+            case None:
+                return Completed(name="NotStarted", message="the claim was given back or is not held any more")
+            case Snooze(delay=delay):
+                return Completed(name="Snoozed", message=f"again in {delay}")
+            case Cancel():
+                return Completed(name="Cancelled", message="cancelled by its processor")
+            case _:
+                # What a processor returns stays with it, unless its author asked Prefect to keep results.
+                return result if getattr(self.processor.source, "persist_result", None) else None
 
     def conclude(self, ended: str) -> None:
         """Settle the outcome when the Prefect run is over: without one, the attempt failed.
@@ -125,14 +161,15 @@ class Work:
         """
         if self.outcome is not None or self._phase is Phase.WITHDRAWN:
             return
-        if self._error is not None:
-            self._decide(Failed.from_exception(self._error))
+        if self.error is not None:
+            self._decide(Failed.from_exception(self.error))
         else:
             self._decide(
                 Failed(error_type="RunEnded", message=f"the run ended {ended} and the processor did not finish")
             )
 
-    def _start(self, run_id: str) -> bool:
+    def begin(self, run_id: str) -> bool:
+        """Note that the processor is called now; False when it must not be: given back, or its lease is over."""
         with self._lock:
             if self._phase is Phase.WITHDRAWN:
                 return False
@@ -140,42 +177,101 @@ class Work:
                 self._phase = Phase.WITHDRAWN if self._phase is Phase.WAITING else self._phase
                 return False
             self._phase = Phase.RUNNING
-            self._error = None
+            self.error = None
         self._on_begin(self, run_id)
         return True
 
-    def _finished(self, result: Any) -> Any:
+    def fail(self, error: BaseException) -> BaseException:
+        """Note what the call raised; returns what may be raised of it: an exception, or what ends the run from outside.
+
+        No outcome yet: Prefect may retry.
+        """
+        is_stopped = _is_stopped(error)
+        self.error = TimeoutError("over its time limit, or cancelled") if is_stopped else error
+        return error if is_stopped else as_exception(error)
+
+    def finish(self, result: Any) -> None:
+        """Take what the processor returned for the outcome.
+
+        Raises:
+            RunFailedError: it is a state of failure.
+        """
         match result:
-            case Snooze() as snooze:
-                self._decide(snooze)
-                return Completed(name="Snoozed", message=f"again in {snooze.delay}")
-            case Cancel() as cancel:
-                self._decide(cancel)
-                return Completed(name="Cancelled", message="cancelled by its processor")
+            case Snooze() | Cancel():
+                self._decide(result)
             case State() if not result.is_completed():
                 # Raised, since a flow run that returns a failed state is left waiting for its retry.
-                self._error = RunFailedError(result.message or f"the processor returned the state {result.name}")
-                raise self._error
+                self.error = RunFailedError(result.message or f"the processor returned the state {result.name}")
+                raise self.error
             case _:
-                self._decide(Processed())
-                # What a processor returns stays with it, unless its author asked Prefect to keep results.
-                return result if getattr(self.processor.source, "persist_result", None) else None
+                self._decide(_PROCESSED)
 
     def _decide(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self._on_outcome(self, outcome)
 
 
-def _as_exception(error: BaseException) -> ProcessorExitedError:
+def called(function: Callable[..., Any], arguments: dict[str, Any], within: timedelta | None) -> Any:
+    """What *function* returns.
+
+    Raises:
+        TimeoutError: it took longer than *within*. Anything else: it raised that.
+    """
+    if within is None:
+        return function(**arguments)
+    try:
+        with timeout(seconds=within.total_seconds(), timeout_exc_type=_OverTimeLimitError):
+            return function(**arguments)
+    except _OverTimeLimitError:
+        raise _over(within) from None
+
+
+async def called_async(function: Callable[..., Any], arguments: dict[str, Any], within: timedelta | None) -> Any:
+    """As `called`, for a coroutine function."""
+    if within is None:
+        return await function(**arguments)
+    limit = asyncio.timeout(within.total_seconds())
+    try:
+        async with limit:
+            return await function(**arguments)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise _over(within) from None
+
+
+class _OverTimeLimitError(TimeoutError):
+    """Told apart from the processor's own."""
+
+
+def _over(limit: timedelta) -> TimeoutError:
+    return TimeoutError(f"over its time limit of {limit}")
+
+
+def as_exception(error: BaseException) -> Exception:
+    """*error*, or what is told of it where it would end more than this run."""
+    if isinstance(error, Exception):
+        return error
     return ProcessorExitedError(
         f"the processor raised {type(error).__qualname__}: {Failed.from_exception(error).message}"
     )
 
 
-def _is_prefects_own(error: BaseException) -> bool:
-    """Whether *error* is what Prefect throws into a thread at a time limit, and not the processor's doing."""
-    return isinstance(error, asyncio.CancelledError) and type(error).__module__.startswith("prefect.")
+def _is_stopped(error: BaseException) -> bool:
+    """Whether *error* is what ends a call from outside, at a time limit or a cancellation, and not its own doing."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    if type(error).__module__.startswith("prefect."):
+        return True  # thrown into a thread
+    task = _current_task()
+    return task is not None and task.cancelling() > 0
 
 
-def _not_started() -> State[None]:
-    return Completed(name="NotStarted", message="the claim was given back or is not held any more")
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop in this thread
+        return None
+
+
+_PROCESSED = Processed()

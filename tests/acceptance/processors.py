@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -136,3 +137,36 @@ def spin(action: Action) -> None:
     note(action)
     while True:
         pass
+
+
+@processor("t.batch", rows_per_run=50, retries=1, retry_delay_seconds=0, max_attempts=2, backoff=AT_ONCE)
+def note_in_batches(payload: Order, action: Action) -> None:
+    """Row by row; odd numbers above 100 fail every try."""
+    note(action, f"try-{task_run.run_count}")
+    if payload.number > 100 and payload.number % 2:
+        msg = "odd"
+        raise ValueError(msg)
+
+
+@processor("t.batch.async", rows_per_run=50)
+async def note_in_batches_asynchronously(action: Action) -> None:
+    """Row by row, in the run's own event loop."""
+    note(action)
+
+
+@processor("t.load", rows_per_run=50)
+@task(name="an author's own bulk load", persist_result=True)
+def load(payloads: list[Order], actions: Sequence[Action]) -> list[Snooze | None]:
+    """Together; the first claim of number 1 is snoozed."""
+    for action in actions:
+        note(action, f"of-{len(payloads)}")
+    return [
+        Snooze(AT_ONCE) if payload.number == 1 and action.claim_count == 1 else None
+        for payload, action in zip(payloads, actions, strict=True)
+    ]
+
+
+@processor("t.auto", rows_per_run="auto")
+def note_automatically(action: Action) -> None:
+    """As many to a run as the server can bear."""
+    note(action)

@@ -29,7 +29,19 @@ def test_no_payload_text_reaches_prefect(
     """Through success, failure, dead rows, rules and subflows: the canary is nowhere but in the table."""
     canary = f"canary{os.urandom(8).hex()}"
     payload = {"number": canary, "list": [canary], "fails": True}
-    for type_ in ("t.note", "t.async", "t.fail", "t.exit", "t.cancel", "t.flow.bad", "t.task", "t.order", "t.spin"):
+    for type_ in (
+        "t.note",
+        "t.async",
+        "t.fail",
+        "t.exit",
+        "t.cancel",
+        "t.flow.bad",
+        "t.task",
+        "t.order",
+        "t.spin",
+        "t.batch",
+        "t.load",
+    ):
         publish(engine, type_, payload, meta={"origin": canary}, idempotency_key=canary)
     publish(engine, "t.note", payload, rules={"==": [{"var": "payload.number"}, f"not {canary}"]})
     with engine.begin() as connection:

@@ -27,7 +27,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_claim_dispatch import Action, Cancel, Snooze
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
-from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher, FlowDispatcher, TaskDispatcher
+from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher, FlowDispatcher, OnDone, TaskDispatcher
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed
@@ -151,7 +152,29 @@ def flow_mode() -> Generator[Dispatcher]:
         yield FlowDispatcher(Desk(), executor)
 
 
-MODES: dict[str, tuple[Callable[[], Any], Decorate]] = {"task": (task_mode, task), "flow": (flow_mode, flow)}
+class BatchesOfOne:
+    """Each action as a batch of its own, which must end as a run of one does."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def submit(self, work: Workload, on_done: OnDone) -> None:
+        """Hand it on as a batch."""
+        self._dispatcher.submit(Batch(work.works), on_done)
+
+
+@contextmanager
+def batch_mode() -> Generator[Dispatcher]:
+    """Each action as the task run of a batch."""
+    with task_mode() as dispatcher:
+        yield BatchesOfOne(dispatcher)
+
+
+MODES: dict[str, tuple[Callable[[], Any], Decorate]] = {
+    "task": (task_mode, task),
+    "batch": (batch_mode, task),
+    "flow": (flow_mode, flow),
+}
 STYLES = ("sync", "async")
 
 
@@ -176,13 +199,14 @@ def async_function(case: Case, told: list[Story]) -> Callable[..., Coroutine[Any
     return work
 
 
-def told_by(name: str, number: int, style: str, decorate: Decorate) -> Story:
+def told_by(name: str, number: int, style: str, mode: str) -> Story:
     """The story of a case, before it begins."""
     case, told = CASES[name], list[Story]()
     function = (async_function if style == "async" else sync_function)(case, told)
     registry = Registry()
-    source = decorate(retries=case.retries)(function)
-    processor("contract", registry=registry, timeout=case.timeout)(source)
+    source = MODES[mode][1](retries=case.retries)(function)
+    rows_per_run = 10 if mode == "batch" else None
+    processor("contract", registry=registry, timeout=case.timeout, rows_per_run=rows_per_run)(source)
     found = registry.match("contract")
     assert isinstance(found, Processor)
     now = datetime.now(UTC)
@@ -203,8 +227,8 @@ def dispatch_all(stories: list[Story], dispatcher: Dispatcher) -> None:
     """Submit everything, as the loop does, and wait for the ends."""
     lock = threading.Lock()
 
-    def on_done(story: Story, work: Work, ended: str) -> None:
-        work.conclude(ended)
+    def on_done(story: Story, run: Workload, ended: str) -> None:
+        run.conclude(ended)
         with lock:
             story.ends.append(ended)
 
@@ -230,9 +254,9 @@ def performance(
     request: pytest.FixtureRequest, prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Performance:
     """One mode with all its cases, side by side."""
-    open_mode, decorate = MODES[request.param]
+    open_mode, _ = MODES[request.param]
     stories = {
-        (name, style): told_by(name, number, style, decorate)
+        (name, style): told_by(name, number, style, request.param)
         for number, (name, style) in enumerate(((name, style) for name in CASES for style in STYLES), start=1)
     }
 
@@ -364,7 +388,7 @@ def test_run_is_named_after_the_action_and_shows_nothing_else_of_it(performance:
     """In the UI a run must be told from its siblings; its parameters are stored, so they hold no payload."""
     story = performance.stories["success", "sync"]
     (run_id,) = story.run_ids
-    kind = "task_runs" if performance.mode == "task" else "flow_runs"
+    kind = "flow_runs" if performance.mode == "flow" else "task_runs"
 
     def found() -> list[dict[str, Any]]:
         return list(performance.server.post(f"{kind}/filter", {kind: {"id": {"any_": [run_id]}}}))

@@ -26,3 +26,9 @@ def work(action: Action) -> None:
     """Long enough to be in the middle of it when another kills the process."""
     with LEDGER.attempt(action):
         time.sleep(0.05)
+
+
+@processor("k.batch.*", rows_per_run=40, max_attempts=MAX_ATTEMPTS, backoff=timedelta(0))
+def work_in_batches(action: Action) -> None:
+    """Killer and siblings in the same runs."""
+    (kill if action.type.endswith(".killer") else work)(action)

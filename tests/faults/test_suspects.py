@@ -65,13 +65,14 @@ def ends_of_flows(start: StartFlow) -> list[int]:
     return ends
 
 
+@pytest.mark.parametrize("lane", ["k", "k.batch"])
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql-18"], indirect=True)
 def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
-    engine: Engine, start_flow: StartFlow, ledger: Ledger
+    engine: Engine, start_flow: StartFlow, ledger: Ledger, lane: str
 ) -> None:
-    """The poison row's price is its own: dead after its attempts, and all others processed."""
-    half = ["k.sibling"] * (SIBLINGS // 2)
-    ids = publish_all(engine, [*half, "k.killer", *half])
+    """The poison row's price is its own, in a batch too: dead after its attempts, and all others processed."""
+    half = [f"{lane}.sibling"] * (SIBLINGS // 2)
+    ids = publish_all(engine, [*half, f"{lane}.killer", *half])
     killer = ids[SIBLINGS // 2]
 
     ends = ends_of_flows(start_flow)

@@ -18,12 +18,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from prefect_claim_dispatch import Action, processor, publish
+from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.dispatchers import OnDone
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.processors import Registry
@@ -43,7 +43,7 @@ class ThreadDispatcher:
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="loop-under-test")
         self.ended = 0
 
-    def submit(self, work: Work, on_done: OnDone) -> None:
+    def submit(self, work: Workload, on_done: OnDone) -> None:
         """Run it, and say how it ended."""
         self._executor.submit(self._run, work, on_done)
 
@@ -51,9 +51,9 @@ class ThreadDispatcher:
         """Wait for what runs."""
         self._executor.shutdown()
 
-    def _run(self, work: Work, on_done: OnDone) -> None:
+    def _run(self, work: Workload, on_done: OnDone) -> None:
         try:
-            work.run(f"run-{work.action.id}")
+            work.run(f"run-{work.reference.id}")
         except Exception as error:
             on_done(work, type(error).__name__)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import (
@@ -535,3 +535,69 @@ class TestLoading:
             load_modules((name,))
 
         assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("rows", [0, -1, True, False, 1.5, "many", 10_001])
+def test_rows_per_run_that_make_no_sense_are_refused(rows: Any) -> None:
+    """At import: a batch of none would never be claimed, and True is no number of rows."""
+    with pytest.raises(RegistrationError, match=r"rows_per_run must be 1 to 10000, or 'auto'"):
+        registered(nothing, rows_per_run=rows)
+
+
+def test_rows_together_need_a_batch_and_a_shape_of_their_own() -> None:
+    """Mixed shapes can't be called, and without a batch there is nothing to be taken together."""
+
+    def together(payloads: list[Welcome]) -> None: ...
+
+    def mixed(payload: Welcome, actions: list[Action]) -> None: ...
+
+    def greedy(payloads: list[Welcome], connection: object) -> None: ...
+
+    with pytest.raises(RegistrationError, match="takes rows together; say rows_per_run"):
+        registered(together)
+    with pytest.raises(RegistrationError, match="takes 'payload' beside rows together"):
+        registered(mixed, rows_per_run=10)
+    with pytest.raises(RegistrationError, match="wants 'connection'; only 'payloads' and 'actions' are passed"):
+        registered(greedy, rows_per_run=10)
+    with pytest.raises(RegistrationError, match="a child process takes one"):
+        registered(together, rows_per_run=10, isolate=True)
+    with pytest.raises(RegistrationError, match="rows_per_run is for a function or a task"):
+        registered(flow(nothing), rows_per_run=10)
+
+
+@pytest.mark.parametrize("annotation", [list[Welcome], "list[Welcome]", Sequence[Welcome]])
+def test_rows_taken_together_are_validated_each_by_itself(annotation: Any) -> None:
+    """To what the list is of: a row that does not fit must not spoil the call for the others."""
+
+    def load(payloads: Any, actions: Sequence[Action]) -> None: ...
+
+    load.__annotations__["payloads"] = annotation
+    known = registered(load, rows_per_run=10)
+    known.check()
+
+    share = known.arguments(action({"to": "a"}))
+
+    assert share["payloads"] == Welcome(to="a")
+    assert share["actions"].id == 42
+    with pytest.raises(ValidationError):
+        known.arguments(action({"copies": 1}))
+
+
+def test_rows_taken_together_without_a_class_are_plain_dicts() -> None:
+    """As a payload without an annotation is."""
+
+    def load(payloads: list) -> None: ...  # type: ignore[type-arg]
+
+    known = registered(load, rows_per_run=10)
+    known.check()
+
+    assert known.arguments(action({"to": "a"})) == {"payloads": {"to": "a"}}
+
+
+def test_rows_taken_together_as_no_list_are_refused() -> None:
+    """`payloads: Welcome` would validate each row and pass a list all the same."""
+
+    def load(payloads: Welcome) -> None: ...
+
+    with pytest.raises(RegistrationError, match=r"annotate it as list\[\.\.\.\] or Sequence"):
+        registered(load, rows_per_run=10).check()

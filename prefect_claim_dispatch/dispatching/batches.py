@@ -1,0 +1,199 @@
+"""The batch lane: one run for many actions of one processor, each with its own fence, outcome and settlement.
+
+Two shapes, told apart by the processor's signature. Called row by row, each action is settled when its own call is
+over. Called together, one call takes them all and may answer for each. A try of Prefect's calls only those that have
+no outcome yet, so that retries never repeat what is done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from prefect_claim_dispatch.dispatching.work import ActionReference, Work, as_exception, called, called_async
+from prefect_claim_dispatch.outcomes import Cancel, Outcome, Processed, Snooze
+
+TOLD_IDS = 10
+"""How many of those that failed a log line names."""
+
+_WORDS: dict[type[Outcome], str] = {Processed: "processed", Snooze: "snoozed", Cancel: "cancelled"}
+
+
+class BatchFailedError(Exception):
+    """Actions of a batch failed: Prefect shall call them again, or show that none is left that did not."""
+
+
+class BatchAnswerError(Exception):
+    """A processor that takes rows together answered something that is no outcome for each of them."""
+
+
+class Batch:
+    """Works of one processor that share a run; of each, the phase, the outcome and the verdict are its own."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.works = tuple(works)
+        self.processor = works[0].processor
+
+    @cached_property
+    def reference(self) -> ActionReference:
+        """What Prefect gets to see: of several, the type, how many, and the first and the last."""
+        first = self.works[0].reference
+        if len(self.works) == 1:
+            return first
+        ids = [work.action.id for work in self.works]
+        types = {work.action.type for work in self.works}
+        type_ = types.pop() if len(types) == 1 else self.processor.pattern
+        name = f"{type_} × {len(ids)} (#{min(ids)} to #{max(ids)})"  # noqa: RUF001 - a sign for people
+        return ActionReference(name=name, id=first.id, claim_count=first.claim_count)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the processor was called for any of them."""
+        return any(work.has_begun for work in self.works)
+
+    def run(self, run_id: str, *, is_last_try: bool = True) -> Any:
+        """Call a sync processor for all that have no outcome yet; returns what Prefect takes for the final state.
+
+        Raises:
+            BatchFailedError: some failed and Prefect will try again, or all did. Of a single one, its own error.
+        """
+        if self.processor.takes_rows_together:
+            self._call_together(run_id)
+        else:
+            for work in self.works:
+                if work.outcome is None:
+                    try:
+                        work.attempt(run_id, self.processor.call_limit)
+                    except Exception:  # noqa: BLE001, S112 - noted by the work; the others are to be called
+                        continue
+        return self._ending(is_last_try=is_last_try)
+
+    async def run_async(self, run_id: str, *, is_last_try: bool = True) -> Any:
+        """As `run`, for an async processor: row by row, one after another."""
+        if self.processor.takes_rows_together:
+            await self._call_together_async(run_id)
+        else:
+            for work in self.works:
+                if work.outcome is None:
+                    try:
+                        await work.attempt_async(run_id, self.processor.call_limit)
+                    except Exception:  # noqa: BLE001, S112 - as above
+                        continue
+        return self._ending(is_last_try=is_last_try)
+
+    def conclude(self, ended: str) -> None:
+        """Settle what is left when the run is over. What was not called, though others were, is to be given back."""
+        if self.has_begun:
+            for work in self.works:
+                work.withdraw()
+        for work in self.works:
+            work.conclude(ended)
+
+    @property
+    def summary(self) -> str:
+        """One line on how they ended: counts, and the ids of those that failed; no payload, and no error's text."""
+        counts = Counter(_word(work) for work in self.works)
+        line = ", ".join(f"{word} {number:,}" for word, number in sorted(counts.items()))
+        failed = [f"#{work.action.id}" for work in self.failed]
+        more = f" and {len(failed) - TOLD_IDS:,} more" if len(failed) > TOLD_IDS else ""
+        return f"{line} ({', '.join(failed[:TOLD_IDS])}{more})" if failed else line
+
+    @property
+    def failed(self) -> list[Work]:
+        """Those whose last call failed."""
+        return [work for work in self.works if work.outcome is None and work.error is not None]
+
+    def _call_together(self, run_id: str) -> None:
+        works = self._begun(run_id)
+        if not works:
+            return
+        try:
+            answer = called(self.processor.function, _columns(works), self.processor.call_limit)
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the flow and all the others
+            _fail(works, error)
+        else:
+            self._take(works, answer)
+
+    async def _call_together_async(self, run_id: str) -> None:
+        works = self._begun(run_id)
+        if not works:
+            return
+        try:
+            answer = await called_async(self.processor.function, _columns(works), self.processor.call_limit)
+        except BaseException as error:  # noqa: BLE001 - as above
+            _fail(works, error)
+        else:
+            self._take(works, answer)
+
+    def _begun(self, run_id: str) -> list[Work]:
+        return [work for work in self.works if work.outcome is None and work.begin(run_id)]
+
+    def _take(self, works: Sequence[Work], answer: Any) -> None:
+        outcomes = [None] * len(works) if answer is None else answer
+        problem = _problem(outcomes, len(works))
+        if problem is not None:
+            msg = (
+                f"processor {self.processor.pattern!r} {problem}; return None, or for each of the {len(works)} rows "
+                "None, a Snooze, a Cancel or an exception"
+            )
+            outcomes = [BatchAnswerError(msg)] * len(works)
+        for work, outcome in zip(works, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                work.error = outcome
+            else:
+                work.finish(outcome)
+
+    def _ending(self, *, is_last_try: bool) -> Any:
+        failed = self.failed
+        if len(self.works) == 1:
+            # A batch of one ends as a run of one does.
+            if failed:
+                raise _visible(failed[0])
+            return self.works[0].shown()
+        if not failed:
+            return None if self.has_begun else self.works[0].shown()
+        if is_last_try and any(work.outcome is not None for work in self.works):
+            return Completed(name="CompletedWithFailures", message=self.summary)
+        # Chained, so that the log shows where the first of them failed.
+        raise BatchFailedError(self.summary) from _visible(failed[0])
+
+
+def _columns(works: Sequence[Work]) -> dict[str, Any]:
+    return {name: [work.arguments[name] for work in works] for name in works[0].arguments}
+
+
+def _fail(works: Sequence[Work], error: BaseException) -> None:
+    """Note *error* of all; what ends the run from outside goes on."""
+    visible = [work.fail(error) for work in works][-1]
+    if not isinstance(visible, Exception):
+        raise visible
+
+
+def _visible(work: Work) -> Exception:
+    assert work.error is not None  # noqa: S101 - it failed
+    return as_exception(work.error)
+
+
+def _problem(answer: Any, wanted: int) -> str | None:
+    if not isinstance(answer, Sequence) or isinstance(answer, str | bytes | State):
+        return f"answered {type(answer).__name__}"
+    outcomes = cast("Sequence[Any]", answer)
+    if len(outcomes) != wanted:
+        return f"answered {len(outcomes)} outcomes for {wanted} rows"
+    strange = next((one for one in outcomes if not isinstance(one, Snooze | Cancel | Exception | None)), None)
+    return None if strange is None else f"answered {type(strange).__name__} for a row"
+
+
+def _word(work: Work) -> str:
+    if work.outcome is not None:
+        return _WORDS.get(type(work.outcome), "failed")
+    return "failed" if work.error is not None else "not started"
+
+
+Workload = Work | Batch
+"""What one run does: the work of one action, or of a batch."""
