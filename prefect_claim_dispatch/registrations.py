@@ -24,6 +24,9 @@ Source = Callable[..., Any]
 
 Facts = Callable[[Action], Mapping[str, Any]]
 
+Parameters = Callable[[Action], Mapping[str, Any]]
+"""What of an action goes to a deployment's run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
@@ -41,6 +44,16 @@ class Isolation:
     memory_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """The deployment whose runs do the work, elsewhere, and what those are given; see `deployment_processor`."""
+
+    name: str
+    parameters: Parameters | None
+    lease: timedelta
+    queued_at_most: timedelta
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Processor:
     """One registration: a type or pattern, the code, and how its failures are treated."""
@@ -55,6 +68,7 @@ class Processor:
     facts: Facts | None = None
     on_rules_false: Snooze | None = None
     isolation: Isolation | None = None
+    deployment: Deployment | None = None
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -89,7 +89,7 @@ class Drain:
                 survey = claiming.survey(self._executor(), self._table)
                 if survey.has_expired_leases and self._rescue():
                     continue
-                claimed = self._claim(self._routing.routable(survey.due()))
+                claimed = self._claim(self._routing.here(survey.due()))
                 if not claimed:
                     break
                 self._attempt(claimed[0])
@@ -166,7 +166,11 @@ class Drain:
             raise ConfigurationError(msg)
 
     def _count_unroutable(self, survey: Survey) -> None:
-        strays = self._routing.strays(survey.due())
+        elsewhere = self._routing.elsewhere(survey.due())
+        if elsewhere:
+            types = ", ".join(sorted({lane.type for lane in elsewhere}))
+            logger.warning("left pending: %s; a deployment's run does them, and there is none without Prefect", types)
+        strays = (*self._routing.strays(survey.due()), *elsewhere)
         if strays:
             self._tally.add("unroutable", claiming.count_due(self._executor(), self._table, strays))
 
