@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from prefect_claim_dispatch import errors, operations, schema, settings, testing
     from prefect_claim_dispatch.awaiting import apublish, apublish_many
     from prefect_claim_dispatch.catalogue import action_type
+    from prefect_claim_dispatch.claimed import claimed_action
+    from prefect_claim_dispatch.deployments import deployment_processor
     from prefect_claim_dispatch.flow import claim_dispatch
     from prefect_claim_dispatch.processors import Isolation, processor
     from prefect_claim_dispatch.rendering import publish_sql
@@ -32,6 +34,8 @@ _LAZY = {
     "action_type": "catalogue",
     "apublish": "awaiting",
     "apublish_many": "awaiting",
+    "claimed_action": "claimed",
+    "deployment_processor": "deployments",
     "publish_sql": "rendering",
     "processor": "processors",
     "claim_dispatch": "flow",
@@ -53,6 +57,8 @@ __all__ = [
     "apublish",
     "apublish_many",
     "claim_dispatch",
+    "claimed_action",
+    "deployment_processor",
     "errors",
     "operations",
     "processor",

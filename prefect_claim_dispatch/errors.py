@@ -10,9 +10,11 @@
     ├── DuplicateActionError        on_conflict="raise" met an existing action
     ├── ActionNotFoundError         no row has that id
     ├── LostLeaseError              the claim is no longer held: somebody else may have the action
+    │   └── ClaimLostError          it was not held any more when its run began: nothing was done
     ├── RegistrationError           a processor that cannot be registered or loaded
     ├── ConfigurationError          settings or arguments that make no sense (also ValueError)
     │   └── MissingExtraError       an optional dependency is not installed
+    ├── DeploymentNotFoundError     no deployment has that name: its actions wait
     ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
     ├── UnexpectedActionsError      assert_published found something else (also AssertionError)
     ├── EndlessDrainError           drain claimed and claimed, and actions were still due
@@ -100,6 +102,31 @@ class LostLeaseError(ClaimDispatchError):
         )
         self.action_id = action_id
         self.claim_count = claim_count
+
+
+class ClaimLostError(LostLeaseError):
+    """A deployment's run came too late, or a second time: its claim is not held any more, and nothing was begun."""
+
+    def __init__(self, action_id: int, claim_count: int, table: str) -> None:
+        ClaimDispatchError.__init__(
+            self,
+            f"claim {claim_count} on action #{action_id} of {table} is not this run's to work on any more: it was "
+            "settled, released or given to another run; nothing was begun, and there is nothing to do",
+        )
+        self.action_id = action_id
+        self.claim_count = claim_count
+        self.table = table
+
+
+class DeploymentNotFoundError(ClaimDispatchError):
+    """No deployment has that name; actions of its types wait until there is one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no deployment is called {name!r}; deploy it, or correct its name (flow/deployment): "
+            "its actions wait, and cost no attempt"
+        )
+        self.name = name
 
 
 class RegistrationError(ClaimDispatchError):

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
+from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch, require_api
@@ -126,17 +127,19 @@ def run_claim_flow(
 def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions) -> DispatchReport:
     tally = Tally()
     keeper = Keeper(engine, table, lease=options.lease, tally=tally)
+    routing = Routing(registry, settings.retry_policy)
     with heap.frozen(), RoutingDispatcher(options.concurrency) as dispatcher, keeper:
         loop = ClaimLoop(
             engine,
             table,
-            Routing(registry, settings.retry_policy),
+            routing,
             dispatcher,
             keeper,
             tally,
             options=options,
             before_first_claim=lambda: _check_version(engine, table),
             api=ApiWatch(),
+            elsewhere=Elsewhere(engine, table, routing, tally, options=options),
         )
         try:
             loop.run()

@@ -73,9 +73,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crashed:
-    """The lease expired before the attempt was settled: its process died, hung or was cut off."""
+    """The lease expired before the attempt was settled: its process died, hung or was cut off.
+
+    *reason*: what Prefect says instead of a run of a deployment.
+    """
 
     claimed_by: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

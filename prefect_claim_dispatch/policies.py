@@ -108,6 +108,8 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
             return _after_failure(
                 outcome, action, policy, _error(action, "failed", outcome.error_type, outcome.message)
             )
+        case Crashed(reason=reason) if reason:
+            return _after_failure(outcome, action, policy, _error(action, "crashed", "RunCrashed", reason))
         case Crashed():
             holder = f"held by {outcome.claimed_by}" if outcome.claimed_by else "holder unknown"
             message = f"the lease expired before the attempt was settled ({holder})"

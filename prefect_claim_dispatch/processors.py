@@ -84,8 +84,8 @@ def processor(
         RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before
             anything is claimed.
     """
-    _check_pattern(type_)
-    _check_attempts(type_, max_attempts)
+    check_pattern(type_)
+    check_attempts(type_, max_attempts)
     options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
 
     def register(source: AnySource) -> AnySource:
@@ -95,7 +95,7 @@ def processor(
         new = Processor(
             pattern=type_,
             source=source,
-            place=_place(source),
+            place=place_of(source),
             options=options,
             max_attempts=max_attempts,
             backoff=backoff,
@@ -125,14 +125,16 @@ def load_modules(modules: Iterable[str], *, catalogue: Iterable[str] = ()) -> No
     registry.check()
 
 
-def _place(source: Source) -> str:
+def place_of(source: Source) -> str:
+    """Where *source* is written, as refusals name it."""
     function = inspect.unwrap(function_of(source))
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
 
 
-def _check_pattern(type_: str) -> None:
+def check_pattern(type_: str) -> None:
+    """Refuse what is no type and no pattern."""
     if not type_ or len(type_) > MAX_TYPE_LENGTH or not type_.isprintable():
         msg = f"a processor's type must be 1 to {MAX_TYPE_LENGTH} printable characters, got {type_!r}"
         raise RegistrationError(msg)
@@ -141,7 +143,8 @@ def _check_pattern(type_: str) -> None:
         raise RegistrationError(msg)
 
 
-def _check_attempts(type_: str, max_attempts: int | None) -> None:
+def check_attempts(type_: str, max_attempts: int | None) -> None:
+    """Refuse a *max_attempts* by which nothing would ever be tried."""
     if max_attempts is not None and max_attempts < 1:
         msg = f"processor {type_!r}: max_attempts must be 1 or more, got {max_attempts}"
         raise RegistrationError(msg)

@@ -29,6 +29,9 @@ RowsPerRun = int | Literal["auto"] | None
 TOGETHER = ("payloads", "actions")
 """Parameters of a function that takes the rows of a run in one call."""
 
+Parameters = Callable[[Action], Mapping[str, Any]]
+"""What of an action goes to a deployment's run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
@@ -46,6 +49,16 @@ class Isolation:
     memory_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """The deployment whose runs do the work, elsewhere, and what those are given; see `deployment_processor`."""
+
+    name: str
+    parameters: Parameters | None
+    lease: timedelta
+    queued_at_most: timedelta
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Processor:
     """One registration: a type or pattern, the code, and how its failures are treated."""
@@ -61,6 +74,7 @@ class Processor:
     on_rules_false: Snooze | None = None
     isolation: Isolation | None = None
     rows_per_run: RowsPerRun = None
+    deployment: Deployment | None = None
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -54,6 +54,12 @@ class Registry:
         return tuple(sorted({one.function.__module__ for one in known if one.isolation is not None}))
 
     @property
+    def deployed(self) -> tuple[Processor, ...]:
+        """Those whose actions become runs of a deployment, by type."""
+        known = sorted((*self._exact.values(), *self._patterns.values()), key=lambda one: one.pattern)
+        return tuple(one for one in known if one.deployment is not None)
+
+    @property
     def types(self) -> tuple[str, ...]:
         """All types and patterns that are registered, sorted."""
         return tuple(sorted([*self._exact, *self._patterns]))

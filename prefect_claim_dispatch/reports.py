@@ -48,7 +48,7 @@ class DispatchReport:
     @property
     def is_empty(self) -> bool:
         """True when there was nothing to do."""
-        return not (self.claimed or self.rescued or self.unroutable or self.lost_leases)
+        return not (self.claimed or self.rescued or self.unroutable or self.lost_leases or self.by_type)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON object, `failed` included."""

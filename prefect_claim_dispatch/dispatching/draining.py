@@ -92,7 +92,7 @@ class Drain:
                 survey = claiming.survey(self._executor(), self._table)
                 if survey.has_expired_leases and self._rescue():
                     continue
-                lanes = self._routing.routable(survey.due())
+                lanes = self._routing.here(survey.due())
                 claimed = self._claim(lanes)
                 if not claimed:
                     break
@@ -193,7 +193,11 @@ class Drain:
             raise ConfigurationError(msg)
 
     def _count_unroutable(self, survey: Survey) -> None:
-        strays = self._routing.strays(survey.due())
+        elsewhere = self._routing.elsewhere(survey.due())
+        if elsewhere:
+            types = ", ".join(sorted({lane.type for lane in elsewhere}))
+            logger.warning("left pending: %s; a deployment's run does them, and there is none without Prefect", types)
+        strays = (*self._routing.strays(survey.due()), *elsewhere)
         if strays:
             self._tally.add("unroutable", claiming.count_due(self._executor(), self._table, strays))
 

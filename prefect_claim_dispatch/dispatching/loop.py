@@ -16,6 +16,7 @@ from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
+from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
 from prefect_claim_dispatch.dispatching.grouping import Grouping
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.options import LoopOptions
@@ -54,6 +55,7 @@ class ClaimLoop:
         options: LoopOptions,
         before_first_claim: Callable[[], None] | None = None,
         api: ApiWatch | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
@@ -64,7 +66,9 @@ class ClaimLoop:
         self._options = options
         self._before_first_claim = before_first_claim
         self._api = api
+        self._elsewhere = elsewhere
         self._survey: Survey | None = None
+        self._stranded: tuple[Lane, ...] = ()
         self._contended = 0
         self._gave_back = False
         self._is_one_by_one = False
@@ -121,12 +125,15 @@ class ClaimLoop:
             # What failed may be due again at once; look only when the verdicts are in the table.
             self._keeper.flush(timeout=self._options.lease.total_seconds())
         self._survey = survey = claiming.survey(self._engine, self._table)
-        lanes = self._routing.routable(survey.due(self._options.until))
+        here, there = self._lanes(survey)
+        lanes = here + there
         if lanes or survey.has_expired_leases:
             self._check_once()
         if survey.has_expired_leases and self._rescue():
             return True
-        claimed = self._claim(lanes)
+        if self._elsewhere is not None and self._elsewhere.reconcile(survey) and self._options.drain:
+            return True
+        claimed = self._claim(here) + self._claim_elsewhere(there)
         if not self._options.drain:
             return self._gave_back  # the rest of this claim is claimed again
         self._contended = 0 if claimed else self._contended + 1
@@ -140,6 +147,21 @@ class ClaimLoop:
         else:
             return self._wait_for_more(survey, stay_until)
         return True
+
+    def _lanes(self, survey: Survey) -> tuple[tuple[Lane, ...], tuple[Lane, ...]]:
+        """What is due for processors of this process, and for deployments that exist."""
+        due = survey.due(self._options.until)
+        elsewhere = self._routing.elsewhere(due)
+        there = () if self._elsewhere is None else self._elsewhere.available(elsewhere)
+        self._stranded = tuple(lane for lane in elsewhere if lane not in there)
+        return self._routing.here(due), there
+
+    def _claim_elsewhere(self, lanes: tuple[Lane, ...]) -> int:
+        if self._elsewhere is None or not lanes:
+            return 0
+        if self._api is not None:
+            self._api.require()
+        return self._elsewhere.claim(lanes)
 
     def stop(self) -> bool:
         """Give back at once what has not begun, wait for the rest for the grace period; returns whether all ended.
@@ -291,6 +313,7 @@ class ClaimLoop:
 
     def _count_unroutable(self) -> None:
         strays = self._routing.strays(self._survey.due(self._options.until)) if self._survey else ()
+        strays += self._stranded
         if not strays:
             return
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 from prefect_claim_dispatch.claiming import Lane
+from prefect_claim_dispatch.deployments import LEASE, QUEUED_AT_MOST
 from prefect_claim_dispatch.dispatching.isolation import preload
 from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.registrations import Processor
+from prefect_claim_dispatch.registrations import Deployment, Processor
 from prefect_claim_dispatch.registry import Registry
 
 
@@ -50,3 +52,31 @@ class Routing:
     def strays(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
         """Those of *lanes* that wait until somebody registers one."""
         return tuple(lane for lane in lanes if self.match(lane.type) is None)
+
+    def here(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        """Those of *lanes* whose processor runs in this process."""
+        return tuple(lane for lane in lanes if self.match(lane.type) is not None and self.deployment(lane.type) is None)
+
+    def elsewhere(self, lanes: Iterable[Lane]) -> tuple[Lane, ...]:
+        """Those of *lanes* whose actions become runs of a deployment."""
+        return tuple(lane for lane in lanes if self.deployment(lane.type) is not None)
+
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether there is a deployment processor at all."""
+        return bool(self._registry.deployed)
+
+    def deployment(self, type_: str) -> Deployment | None:
+        """The deployment that does actions of that type; None when there is none."""
+        processor = self.match(type_)
+        return None if processor is None else processor.deployment
+
+    def lease_elsewhere(self, type_: str) -> timedelta:
+        """How long a lease of the deployment lane is; the default where nobody here knows that type any more."""
+        deployment = self.deployment(type_)
+        return LEASE if deployment is None else deployment.lease
+
+    def queued_at_most(self, type_: str) -> timedelta:
+        """How long a run of that type may wait; the default as above."""
+        deployment = self.deployment(type_)
+        return QUEUED_AT_MOST if deployment is None else deployment.queued_at_most

@@ -9,7 +9,7 @@ from sqlalchemy import Integer, Select, Table, bindparam, select
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.dialects import now, skip_locked, unseen
-from prefect_claim_dispatch.schema import status_is
+from prefect_claim_dispatch.schema import is_elsewhere, status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.rows import action_columns
 
@@ -18,12 +18,14 @@ from prefect_claim_dispatch.statements.rows import action_columns
 def expired(table: Table, dialect: str) -> Select[Any]:
     """At most `limit` claims whose lease is over by the database's clock, locked, longest over first.
 
-    By ``ix_*_leases``.
+    By ``ix_*_leases``. Not those whose work a deployment's run does: it may be alive for hours after its lease, and is
+    asked for its state instead.
     """
+    c = table.c
     query = (
         select(*action_columns(table, dialect))
-        .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
-        .order_by(table.c.lease_expires_at, table.c.id)
+        .where(status_is(c.status, ActionStatus.CLAIMED), c.lease_expires_at < now(), ~is_elsewhere(c.claimed_by))
+        .order_by(c.lease_expires_at, c.id)
         .limit(unseen(bindparam("limit", type_=Integer), dialect))
     )
     return skip_locked(query, dialect).execution_options(**{NAME: "rescue"})

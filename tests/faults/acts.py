@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Draft, claiming, operations, publish, publish_many
+from prefect_claim_dispatch import Draft, claiming, operations, outstanding, publish, publish_many
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
+from prefect_claim_dispatch.outstanding import Followed
 from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import recognise, settle, settle_action
@@ -205,6 +206,15 @@ def _keys(raws: Sequence[RawAction]) -> list[tuple[int, int]]:
     return [(raw.id, raw.claim_count) for raw in raws]
 
 
+def _follow(scene: Scene, raws: Sequence[RawAction]) -> None:
+    outstanding.follow(scene.engine, TABLE, [Followed(*key, "run", HOUR) for key in _keys(raws)])
+
+
+def _take(scene: Scene, raws: Sequence[RawAction]) -> None:
+    """Outside of a flow run, so that the claim stays one that rescue takes back by its lease."""
+    outstanding.take(scene.engine, TABLE, _keys(raws)[0], None, lease=HOUR)
+
+
 def _settle_in_own_transaction(scene: Scene, raws: Sequence[RawAction]) -> None:
     sent_at = time.monotonic()
     with scene.engine.begin() as connection:
@@ -265,6 +275,17 @@ ACTS: Final[dict[str, Act]] = {
         _two_settled, lambda s, claims: recognise(s.engine, TABLE, claims), "recognise", changes=False
     ),
     "release": _act(_two_claimed, lambda s, raws: s.settle(raws, Released()), "settle"),
+    "look for runs elsewhere": _act(
+        _two_claimed, lambda s, _: outstanding.page(s.engine, TABLE, None, limit=10), "outstanding", changes=False
+    ),
+    "look at claims": _act(
+        _two_claimed, lambda s, raws: outstanding.held(s.engine, TABLE, _keys(raws)), "held", changes=False
+    ),
+    "follow a run": _act(_two_claimed, _follow, "follow"),
+    "take a claim": _act(_two_claimed, _take, "take"),
+    "identify the table": _act(
+        _nothing, lambda s, _: outstanding.identity(s.engine, TABLE), "identify", sqlite=(), changes=False
+    ),
     "cancel": _act(_two_due, lambda s, ids: operations.cancel(s.engine, ids), "cancellable", "cancel"),
     "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry"),
     "reschedule": _act(_two_due, lambda s, ids: operations.reschedule(s.engine, ids, delay=HOUR), "reschedule"),

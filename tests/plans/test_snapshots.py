@@ -16,7 +16,17 @@ from sqlalchemy import Dialect, Executable
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from prefect_claim_dispatch.statements import begin, claim, publish, recognise, renew, rescue, settle, survey
+from prefect_claim_dispatch.statements import (
+    begin,
+    claim,
+    outstanding,
+    publish,
+    recognise,
+    renew,
+    rescue,
+    settle,
+    survey,
+)
 from tests.kit.tables import TABLE
 
 # Another version writes the same with other names and spaces.
@@ -48,6 +58,12 @@ STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "begin": lambda dialect: begin.begin(TABLE, dialect),
     "renew": lambda dialect: renew.renew(TABLE, dialect),
     "settle": lambda dialect: settle.settle(TABLE, dialect),
+    "outstanding": lambda dialect: outstanding.outstanding(TABLE, dialect, further=False),
+    "outstanding_further": lambda dialect: outstanding.outstanding(TABLE, dialect, further=True),
+    "held": lambda dialect: outstanding.held(TABLE, dialect),
+    "follow": lambda dialect: outstanding.follow(TABLE, dialect),
+    "take": lambda dialect: outstanding.take(TABLE, dialect),
+    "identify": lambda _: outstanding.identify(),
     "recognise": lambda dialect: recognise.recognise(TABLE, dialect),
 }
 

@@ -1,0 +1,100 @@
+"""The deployment lane of a claim flow: what it claims for runs of other deployments, and what became of those runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Engine, Table
+
+from prefect_claim_dispatch import claiming
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.claiming import Lane, Survey
+from prefect_claim_dispatch.dispatching.creating import Creator
+from prefect_claim_dispatch.dispatching.flow_runs import CREATED_AT_ONCE, FlowRuns
+from prefect_claim_dispatch.dispatching.options import LoopOptions
+from prefect_claim_dispatch.dispatching.reconciling import Reconciler
+from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.errors import DeploymentNotFoundError
+from prefect_claim_dispatch.reports import Tally
+from prefect_claim_dispatch.schema import ELSEWHERE
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = timedelta(seconds=5)
+"""Between looks at the states of runs, while a claim flow stays."""
+
+
+class Elsewhere:
+    """Its rows hold no slot of the claim flow while their runs live: the work is not here."""
+
+    def __init__(self, engine: Engine, table: Table, routing: Routing, tally: Tally, *, options: LoopOptions) -> None:
+        self._engine = engine
+        self._table = table
+        self._routing = routing
+        self._tally = tally
+        self._options = options
+        self._runs = FlowRuns()
+        self._creator = Creator(engine, table, routing, self._runs, tally)
+        self._reconciler = Reconciler(engine, table, routing, self._runs, self._creator, tally)
+        self._look_at = float("-inf")
+        self._told: set[str] = set()
+
+    def reconcile(self, survey: Survey) -> int:
+        """Settle what ended elsewhere, every few seconds; returns how many.
+
+        Asks nothing while nothing is claimed, or where no processor is a deployment: then only for leases that are
+        over and that rescue has left alone, whose processor is registered no more.
+
+        Raises:
+            PrefectUnavailableError: the states can't be read.
+        """
+        is_wanted = self._routing.has_elsewhere or survey.has_expired_leases
+        if survey.oldest_lease_at is None or not is_wanted or elapsed_clock() < self._look_at:
+            return 0
+        settled = self._reconciler.reconcile()
+        self._look_at = elapsed_clock() + LOOK_EVERY.total_seconds()
+        return settled
+
+    def available(self, lanes: Sequence[Lane]) -> tuple[Lane, ...]:
+        """Those of *lanes* whose deployment exists. The others wait, as if nobody had registered them.
+
+        Raises:
+            PrefectUnavailableError: the API can't be asked.
+        """
+        return tuple(lane for lane in lanes if self._exists(lane.type))
+
+    def claim(self, lanes: Sequence[Lane]) -> int:
+        """Claim from *lanes* as many as one call creates, and create a run for each; returns how many were claimed.
+
+        Raises:
+            PrefectUnavailableError: runs could not be created. Their claims stay, and are adopted.
+        """
+        claimed = 0
+        for lease in sorted({self._routing.lease_elsewhere(lane.type) for lane in lanes}):
+            raws = claiming.claim(
+                self._engine,
+                self._table,
+                [lane for lane in lanes if self._routing.lease_elsewhere(lane.type) == lease],
+                limit=min(self._options.limit, CREATED_AT_ONCE),
+                lease=lease,
+                claimed_by=f"{ELSEWHERE}{self._options.claimed_by}",
+                until=self._options.until,
+            )
+            self._tally.add("claimed", len(raws))
+            self._creator.create(raws)
+            claimed += len(raws)
+        return claimed
+
+    def _exists(self, type_: str) -> bool:
+        deployment = self._routing.deployment(type_)
+        if deployment is None:
+            return False
+        if self._runs.deployment(deployment.name) is not None:
+            return True
+        if deployment.name not in self._told:
+            self._told.add(deployment.name)
+            logger.error("%s", DeploymentNotFoundError(deployment.name))
+        return False
