@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
@@ -22,6 +21,7 @@ from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.slots import POLL, Slots
 from prefect_claim_dispatch.dispatching.suspects import Suspicion, portion_of
 from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.dispatching.work import Work
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 CONTENDED_PAUSE = 0.05
 CONTENDED_ROUNDS = 20
-POLL = 1.0
 
 
 class ClaimLoop:
@@ -76,8 +75,7 @@ class ClaimLoop:
         self._suspicion = Suspicion(options.patience, routing.is_isolated)
         self._turns = Turns()
         self._outage = Outage("nothing can be claimed")
-        self._freed = threading.Condition()
-        self._outstanding: set[Workload] = set()
+        self._slots = Slots(options.concurrency)
         self._waiting: dict[RawAction, None] = {}  # in order
 
     def run(self) -> None:
@@ -104,7 +102,7 @@ class ClaimLoop:
         except (DatabaseError, PrefectUnavailableError) as error:
             if not self._bears_with(error, stay_until):
                 raise
-            self._rest(self._outage.failed(error))
+            self._slots.rest(self._outage.failed(error))
             return True
         self._outage.ended()
         return goes_on
@@ -112,7 +110,7 @@ class ClaimLoop:
     def _bears_with(self, error: Exception, stay_until: float) -> bool:
         if self._survey is None:
             return False  # away before anything was begun: the next tick finds out, and this run is not in its way
-        if self._count_outstanding():
+        if len(self._slots):
             return True  # to stop now would take the leases from work that may yet be settled
         is_new = self._outage.seconds < self._options.lease.total_seconds()
         passes = isinstance(error, DatabaseUnavailableError | PrefectUnavailableError)
@@ -120,7 +118,7 @@ class ClaimLoop:
 
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
-        outstanding = self._count_outstanding()
+        outstanding = len(self._slots)
         if not outstanding:
             # What failed may be due again at once; look only when the verdicts are in the table.
             self._keeper.flush(timeout=self._options.lease.total_seconds())
@@ -141,9 +139,9 @@ class ClaimLoop:
             return True
         if lanes and self._contended <= CONTENDED_ROUNDS:
             # Due, but held by other claimers at this moment, or behind an action of the same ordering key.
-            self._pause(CONTENDED_PAUSE)
+            self._slots.pause(CONTENDED_PAUSE)
         elif outstanding:  # as it was before the survey, which has not seen the verdict of what has ended since
-            self._wait_for_fewer(outstanding)
+            self._slots.wait_for_fewer(outstanding)
         else:
             return self._wait_for_more(survey, stay_until)
         return True
@@ -172,16 +170,11 @@ class ClaimLoop:
         for raw in self._waiting:
             self._settle_raw(raw, Released())
         self._waiting.clear()
-        with self._freed:
-            works = [work for run in self._outstanding for work in run.works]
-        for work in works:
+        for work in self._slots.works:
             if work.withdraw():
                 self._settle(work, Released())
         self._keeper.flush(timeout=5.0)
-        with self._freed:
-            is_done = self._freed.wait_for(
-                lambda: not any(run.has_begun for run in self._outstanding), self._options.grace.total_seconds()
-            )
+        is_done = self._slots.wait_for_none_begun(self._options.grace.total_seconds())
         return is_done and self._keeper.flush(timeout=5.0)
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int:
@@ -190,7 +183,7 @@ class ClaimLoop:
             self._api.require()
         number = sum(self._claim_parts(self._turns.given(lanes)))
         claimed = list(self._waiting)
-        portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=bool(self._count_outstanding()))
+        portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=bool(len(self._slots)))
         self._gave_back = bool(portion.given_back)
         # One of nothing but suspects: whatever is claimed beside the next would only be given back again.
         is_one_of_many = portion.has_suspects and bool(portion.kept) and all(raw.is_suspect for raw in claimed)
@@ -198,7 +191,7 @@ class ClaimLoop:
         if portion.has_suspects:
             self._give_back(portion.given_back)
         for group in self._grouping.groups(list(self._waiting)):
-            self._wait_for_slot()
+            self._slots.wait_for_one()
             self._dispatch(group)
         if portion.has_suspects:
             self._finish(within=self._options.alone_within)
@@ -206,7 +199,7 @@ class ClaimLoop:
 
     def _claim_parts(self, lanes: tuple[Lane, ...]) -> Iterator[int]:
         """Claim from *lanes* until no more can start soon; how many at a time."""
-        taken, left = self._count_outstanding() + len(self._waiting), 1 if self._is_one_by_one else self._options.limit
+        taken, left = len(self._slots) + len(self._waiting), 1 if self._is_one_by_one else self._options.limit
         for part in self._grouping.parts(lanes):
             room = min(left, self._options.room(taken, part.rows_per_run))
             number = self._claim_part(part.lanes, room)
@@ -249,8 +242,7 @@ class ClaimLoop:
         if not works:
             return
         run = works[0] if processor is None or processor.rows_per_run is None else Batch(works)
-        with self._freed:
-            self._outstanding.add(run)
+        self._slots.take(run)
         for raw in group:
             self._waiting.pop(raw, None)
         self._dispatcher.submit(run, self._done)
@@ -296,9 +288,7 @@ class ClaimLoop:
                 # It never began, since its lease could not be relied on any more, or the run ended before its turn:
                 # give it back, if it is still ours to give.
                 self._settle(work, Released())
-        with self._freed:
-            self._outstanding.discard(run)
-            self._freed.notify_all()
+        self._slots.free(run)
 
     def _check_once(self) -> None:
         # Not at the start: an idle tick is one statement.
@@ -325,20 +315,6 @@ class ClaimLoop:
             "due actions of types without a processor: %s; they wait until one is registered", ", ".join(types[:10])
         )
 
-    def _count_outstanding(self) -> int:
-        with self._freed:
-            return len(self._outstanding)
-
-    def _wait_for_slot(self) -> None:
-        # Here and not in the dispatcher's modes, which have a pool each: tasks and subflows share the slots.
-        with self._freed:
-            self._freed.wait_for(lambda: len(self._outstanding) < self._options.concurrency)
-
-    def _wait_for_fewer(self, outstanding: int) -> None:
-        """Until something ends, or a second: a row may have become due meanwhile, and slots are free for it."""
-        with self._freed:
-            self._freed.wait_for(lambda: len(self._outstanding) < outstanding, POLL)
-
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""
         remaining = stay_until - elapsed_clock()
@@ -346,21 +322,9 @@ class ClaimLoop:
             return False
         eligible = [lane.end_at for lane in self._routing.routable(survey.lanes) if lane.end_at > survey.now]
         next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
-        self._pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
+        self._slots.pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
         return True
 
-    def _rest(self, seconds: float) -> None:
-        """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""
-        until = elapsed_clock() + seconds
-        with self._freed:
-            self._freed.wait_for(lambda: elapsed_clock() >= until, seconds)
-
-    def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            with self._freed:
-                self._freed.wait(seconds)
-
     def _finish(self, within: timedelta | None = None) -> None:
-        with self._freed:
-            self._freed.wait_for(lambda: not self._outstanding, None if within is None else within.total_seconds())
+        self._slots.wait_for_none(None if within is None else within.total_seconds())
         self._keeper.flush(timeout=self._options.lease.total_seconds())

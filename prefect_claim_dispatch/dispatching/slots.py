@@ -1,0 +1,77 @@
+"""Slots: the runs that a claim flow has started and that have not ended, and every way to wait for them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.dispatching.batches import Workload
+from prefect_claim_dispatch.dispatching.work import Work
+
+POLL: Final = 1.0
+
+
+class Slots:
+    """At most *number* runs at a time.
+
+    Here and not in the dispatcher's modes, which have a pool each: tasks and subflows share the slots.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._freed = threading.Condition()
+        self._taken: set[Workload] = set()
+
+    def __len__(self) -> int:
+        with self._freed:
+            return len(self._taken)
+
+    @property
+    def works(self) -> list[Work]:
+        """All that the runs do or are to do."""
+        with self._freed:
+            return [work for run in self._taken for work in run.works]
+
+    def take(self, run: Workload) -> None:
+        """Count *run* until it is freed."""
+        with self._freed:
+            self._taken.add(run)
+
+    def free(self, run: Workload) -> None:
+        """*run* has ended."""
+        with self._freed:
+            self._taken.discard(run)
+            self._freed.notify_all()
+
+    def wait_for_one(self) -> None:
+        """Until another run may start."""
+        with self._freed:
+            self._freed.wait_for(lambda: len(self._taken) < self._number)
+
+    def wait_for_fewer(self, taken: int) -> None:
+        """Until fewer than *taken* are, or a second: a row may have become due meanwhile, and slots are free for it."""
+        with self._freed:
+            self._freed.wait_for(lambda: len(self._taken) < taken, POLL)
+
+    def wait_for_none(self, within: float | None = None) -> None:
+        """Until all have ended, *within* seconds at most."""
+        with self._freed:
+            self._freed.wait_for(lambda: not self._taken, within)
+
+    def wait_for_none_begun(self, within: float) -> bool:
+        """Until nothing that was begun goes on, *within* seconds at most; whether that is so."""
+        with self._freed:
+            return self._freed.wait_for(lambda: not any(run.has_begun for run in self._taken), within)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until something ends."""
+        if seconds > 0:
+            with self._freed:
+                self._freed.wait(seconds)
+
+    def rest(self, seconds: float) -> None:
+        """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""
+        until = elapsed_clock() + seconds
+        with self._freed:
+            self._freed.wait_for(lambda: elapsed_clock() >= until, seconds)
