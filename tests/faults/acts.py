@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from prefect_claim_dispatch import Draft, claiming, operations, outstanding, publish, publish_many
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.diagnosing import asking
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
 from prefect_claim_dispatch.outstanding import Followed
 from prefect_claim_dispatch.policies import RetryPolicy
@@ -295,5 +296,17 @@ ACTS: Final[dict[str, Act]] = {
     ),
     "look": _act(_two_due, lambda s, _: operations.find(s.engine), "find", changes=False),
     "look at ids": _act(_two_due, lambda s, _: operations.find_ids(s.engine), "find_ids", changes=False),
+    "ask about the server": _act(_nothing, lambda s, _: asking.ask_server(s.engine), "server", changes=False),
+    "ask about rights": _act(
+        _nothing, lambda s, _: asking.ask_rights(s.engine, TABLE), "columns_and_rights", sqlite=(), changes=False
+    ),
+    "ask about indexes": _act(_nothing, lambda s, _: asking.ask_indexes(s.engine, TABLE), "indexes_of", changes=False),
+    "ask about dead rows": _act(
+        _nothing, lambda s, _: asking.ask_tuples(s.engine, TABLE), "tuples_of", sqlite=(), changes=False
+    ),
+    "ask what pins them": _act(_nothing, lambda s, _: asking.ask_pins(s.engine), "pins", sqlite=(), changes=False),
+    "ask about claims": _act(
+        _two_claimed, lambda s, _: asking.ask_claims(s.engine, TABLE), "claims_held", changes=False
+    ),
     "look at counts": _act(_two_due, lambda s, _: operations.counts(s.engine), "count", changes=False),
 }

@@ -119,7 +119,7 @@ def _names(function: ast.FunctionDef, others: dict[str, ast.FunctionDef]) -> Ite
 
 def _is_named(function: ast.FunctionDef | None) -> bool:
     """Whether *function* puts its last argument as the name."""
-    if function is None:
+    if function is None or not function.args.args:
         return False
     last = function.args.args[-1].arg
     return any(isinstance(node, ast.Dict) and ast.unparse(node) == f"{{NAME: {last}}}" for node in ast.walk(function))

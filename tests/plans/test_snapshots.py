@@ -19,6 +19,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from prefect_claim_dispatch.statements import (
     begin,
     claim,
+    diagnose,
     outstanding,
     publish,
     recognise,
@@ -65,7 +66,17 @@ STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "take": lambda dialect: outstanding.take(TABLE, dialect),
     "identify": lambda _: outstanding.identify(),
     "recognise": lambda dialect: recognise.recognise(TABLE, dialect),
+    "doctor_server": diagnose.server,
+    "doctor_indexes": lambda dialect: diagnose.indexes_of(TABLE, dialect),
+    "doctor_claims": lambda _: diagnose.claims_held(TABLE),
 }
+ON_POSTGRESQL: dict[str, Executable] = {
+    "doctor_rights": diagnose.columns_and_rights(TABLE),
+    "doctor_tuples": diagnose.tuples_of(TABLE),
+    "doctor_pins": diagnose.pins(),
+}
+SNAPSHOTS = {f"{name}.{dialect}.sql" for name in STATEMENTS for dialect in DIALECTS}
+SNAPSHOTS |= {f"{name}.postgresql.sql" for name in ON_POSTGRESQL}
 
 
 def sql_of(statement: Executable, dialect: str) -> str:
@@ -81,8 +92,18 @@ def sql_of(statement: Executable, dialect: str) -> str:
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_is_as_written_down(name: str, dialect: str) -> None:
     """A change of the SQL is seen in review, and by whoever must grant, index or explain it."""
+    assert_as_written_down(name, STATEMENTS[name](dialect), dialect)
+
+
+@pytest.mark.parametrize("name", ON_POSTGRESQL)
+def test_statement_of_one_database_is_as_written_down(name: str) -> None:
+    """The same, for what asks PostgreSQL's catalog, which SQLite has not got."""
+    assert_as_written_down(name, ON_POSTGRESQL[name], "postgresql")
+
+
+def assert_as_written_down(name: str, statement: Executable, dialect: str) -> None:
     file = FOLDER / f"{name}.{dialect}.sql"
-    sql = sql_of(STATEMENTS[name](dialect), dialect)
+    sql = sql_of(statement, dialect)
     if os.environ.get(UPDATE):
         FOLDER.mkdir(exist_ok=True)
         file.write_text(sql)
@@ -93,8 +114,7 @@ def test_statement_is_as_written_down(name: str, dialect: str) -> None:
 
 def test_no_snapshot_is_left_over() -> None:
     """A statement that is gone must not be read by anybody."""
-    known = {f"{name}.{dialect}.sql" for name in STATEMENTS for dialect in DIALECTS}
-    left_over = [file for file in FOLDER.glob("*") if file.name not in known]
+    left_over = [file for file in FOLDER.glob("*") if file.name not in SNAPSHOTS]
     if os.environ.get(UPDATE):
         for file in left_over:
             file.unlink()

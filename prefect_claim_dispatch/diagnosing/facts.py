@@ -1,0 +1,76 @@
+"""Facts: what was found, before anybody has judged it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """The database. *skew*: its clock less ours; None where it has no clock of its own."""
+
+    dialect: str
+    version: str
+    skew: timedelta | None = None
+    is_read_only: bool = False
+    is_pooled: bool = False
+    journal_mode: str | None = None
+    file: Path | None = None
+    is_file_writable: bool = True
+    is_folder_writable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RightsFacts:
+    """What the connected role may do: right (``select``, ``insert``, ``update``) by column that is there."""
+
+    rights: Mapping[str, frozenset[str]]
+
+    def lacks(self, right: str, columns: tuple[str, ...]) -> list[str]:
+        """Those of *columns* for which the role has not got *right*."""
+        return [name for name in columns if right not in self.rights.get(name, frozenset())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Something that keeps dead rows from being removed; *age* is None where it can't be seen."""
+
+    kind: str
+    who: str
+    age: timedelta | None
+    transactions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TupleFacts:
+    """Estimates of the table's row versions."""
+
+    live: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimFacts:
+    """What is claimed: how many leases are over, for how long the oldest is, and how old the oldest claim is."""
+
+    expired: int = 0
+    overdue: timedelta = timedelta(0)
+    oldest: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentFacts:
+    """A deployment of the claim flow. *workers*: online ones of its pool; None where the pool needs none."""
+
+    name: str
+    is_paused: bool = False
+    active_schedules: int = 0
+    pool: str | None = None
+    is_pool_there: bool = True
+    is_pool_paused: bool = False
+    workers: int | None = None
+    is_ready: bool = True
+    late_runs: int = 0
