@@ -24,6 +24,7 @@ MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works,
 DATABASES = ["sqlite", *postgres.available()]
 PREFECTS = ("acceptance", "faults", "recipes")
 FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
+OURS = (pgbouncer.VARIABLE, "CLAIM_DISPATCH_TEST_ROWS")  # these ask for more to be tested
 
 # A busy machine is no failure of the code under test.
 settings.register_profile("unhurried", deadline=None)
@@ -59,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[through_pgbouncer] = os.environ.get(pgbouncer.VARIABLE, "") not in ("", "0")
     if config.stash[through_pgbouncer] and pgbouncer.program() is None:
         pytest.exit(f"{pgbouncer.VARIABLE} is set, and pgbouncer is not installed (Debian: apt install pgbouncer)", 0)
-    for name in [name for name in os.environ if name.startswith(FOREIGN) and name != pgbouncer.VARIABLE]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in OURS]:
         del os.environ[name]
     if not hasattr(config, "workerinput"):
         config.stash[end_run] = keeping.begin_run()

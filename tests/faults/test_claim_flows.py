@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import databases, operations, publish_many
+from prefect_claim_dispatch import DispatchReport, databases, operations, processor, publish_many
+from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.publishing import Publisher
 from tests.acceptance.processors import ledger
 from tests.faults.failpoints import VARIABLE
+from tests.kit.looping import ThreadDispatcher, run_loop
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Child, Processes
 from tests.kit.tables import expire_leases
@@ -168,6 +170,43 @@ def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, star
     assert report["lost_leases"] == 2
     assert report["processed"] == 0
     assert len(re.findall("lost the lease of claim 1", zombie.errors)) >= 2
+
+
+def tick_of_another(engine: Engine) -> DispatchReport:
+    """One round of another claim flow with a processor for these rows; without Prefect, so that it is done at once."""
+    registry, dispatcher = Registry(), ThreadDispatcher(4)
+
+    @processor("t.slow", registry=registry)
+    def work() -> None: ...
+
+    report = run_loop(engine, registry, dispatcher, claimed_by="another").report()
+    dispatcher.close()
+    return report
+
+
+def test_live_flow_that_is_marked_crashed_keeps_its_claims(
+    postgres_url: str, start_flow: StartFlow, prefect_server: PrefectServer
+) -> None:
+    """S2: an automation takes a busy flow for dead. Nobody else gets its rows while it renews their leases."""
+    engine = publish_some(postgres_url, "t.slow", 2)
+    flow = start_flow(postgres_url, "--lease", "4s", SLOW_SECONDS="5")
+    wait_until(lambda: begun() >= 2, description="work to have begun", timeout=90)
+    (run_id,) = {str(row.claimed_by) for row in operations.find(engine)}
+
+    crashed = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+    prefect_server.post(f"flow_runs/{run_id}/set_state", crashed)
+    first_lease = [row.lease_expires_at for row in operations.find(engine)]
+    is_renewed = lambda: [row.lease_expires_at for row in operations.find(engine)] > first_lease  # noqa: E731
+    wait_until(is_renewed, description="the crashed flow renews its leases", timeout=10)
+    other = tick_of_another(engine)
+    still = operations.counts(engine).statuses
+    report = report_of(flow)
+
+    rows = operations.find(engine)
+    assert (other.claimed, other.rescued, still["claimed"]) == (0, 0, 2)
+    assert (report["processed"], report["lost_leases"]) == (2, 0)
+    assert {(str(row.status), row.claim_count, row.fail_count) for row in rows} == {("processed", 1, 0)}
+    assert Counter(int(line[0]) for line in ledger() if line[2] == "begun") == {row.id: 1 for row in rows}
 
 
 @pytest.mark.parametrize(

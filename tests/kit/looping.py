@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import Action, processor, publish
 from prefect_claim_dispatch.dispatching.batches import Workload
@@ -69,6 +69,7 @@ def run_loop(
     *,
     tally: Tally | None = None,
     api: ApiWatch | None = None,
+    table: Table = TABLE,
     **changes: Any,
 ) -> Tally:
     """The loop of a claim flow with four slots and the processors of *registry*, in this thread; its counts.
@@ -78,8 +79,8 @@ def run_loop(
     given: dict[str, Any] = {"limit": 100, "lease": timedelta(seconds=60), "concurrency": 4, "claimed_by": "loop"}
     options, tally = LoopOptions(**(given | changes)), tally or Tally()
     routing = Routing(registry, RetryPolicy(backoff=timedelta(0)))
-    with Keeper(engine, TABLE, lease=options.lease, tally=tally) as keeper:
-        ClaimLoop(engine, TABLE, routing, dispatcher, keeper, tally, options=options, api=api).run()
+    with Keeper(engine, table, lease=options.lease, tally=tally) as keeper:
+        ClaimLoop(engine, table, routing, dispatcher, keeper, tally, options=options, api=api).run()
     return tally
 
 

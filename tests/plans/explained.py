@@ -80,6 +80,18 @@ class Plan:
         # A bitmap's rows are counted where they are fetched: its index gives entries, dead ones too.
         return sum(node.rows_touched for node in self.scans if node.kind != "Bitmap Index Scan")
 
+    @property
+    def buffers(self) -> int:
+        """Pages that it looked at, of table and indexes, each time that it did."""
+        facts = self.nodes[0].facts
+        return int(facts["Shared Hit Blocks"] + facts["Shared Read Blocks"])
+
+    @property
+    def cost(self) -> str:
+        """What it took, for people."""
+        milliseconds = self.nodes[0].facts["Actual Total Time"]
+        return f"{self.rows_touched:.0f} rows touched, {self.buffers} buffers, {milliseconds:.1f} ms"
+
     def kinds(self, *kinds: str) -> list[Node]:
         return [node for node in self.nodes if node.kind in kinds and node.is_executed]
 
