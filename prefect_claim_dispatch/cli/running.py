@@ -69,12 +69,13 @@ def run(
         _print_report(report)
 
 
-def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = False) -> int:
+def demo(*, directory: Path | None = None, keep: Flag = False, json: Flag = False, debug: Flag = False) -> int:
     """Run the whole thing on an embedded default: something worth looking at.
 
     Args:
         directory: Where its database, logs and Prefect home go; a new temporary one if not given.
         keep: Leave the Prefect server running until Enter is pressed.
+        json: One JSON document of what it did on standard output, and what it shows on standard error.
         debug: Show the traceback of an error.
     """
     del debug  # `cli.run` looks at it
@@ -83,7 +84,7 @@ def demo(*, directory: Path | None = None, keep: Flag = False, debug: Flag = Fal
         raise MissingExtraError(what, "prefect")
     from prefect_claim_dispatch.demo.run import main  # noqa: PLC0415 - wanted by this command only
 
-    return main(directory=directory, keep=keep)
+    return main(directory=directory, keep=keep, answer=print_json if json else None)
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,13 +33,16 @@ WIDE = 130
 FINISH = 90.0
 
 
-def main(*, directory: Path | None = None, keep: bool = False) -> int:
+def main(
+    *, directory: Path | None = None, keep: bool = False, answer: Callable[[dict[str, Any]], None] | None = None
+) -> int:
     """Run the demo; 0 when every claim that it makes holds, 1 otherwise.
 
     *directory* is where the database, the logs and Prefect's home go (None: a new temporary one, which stays). With
-    *keep* the Prefect server is left running until Enter is pressed.
+    *keep* the Prefect server is left running until Enter is pressed. *answer* is given what the demo did, ready for
+    JSON; everything that is shown goes to standard error then.
     """
-    console = Console()
+    console = Console(stderr=answer is not None)
     where = directory or Path(tempfile.mkdtemp(prefix="claim-dispatch-demo-"))
     started = time.monotonic()
     try:
@@ -48,6 +53,8 @@ def main(*, directory: Path | None = None, keep: bool = False) -> int:
             killed = _perform(console, stage, engine)
             audit = audited(engine, mails.message_ids, calls.idempotency_keys)
             _show(console, engine, audit, killed, time.monotonic() - started)
+            if answer is not None:
+                answer(_document(stage, engine, audit, killed, time.monotonic() - started))
             _invite(console, stage, keep=keep)
     except DemoError as error:
         console.print(f"[red]the demo did not get going:[/] {error}")
@@ -121,6 +128,20 @@ def _progress(counts: Counts, title: str) -> Group:
     done = total - counts.statuses["pending"] - counts.statuses["claimed"]
     numbers = "  ".join(f"{status} {counts.statuses[status]}" for status in STATUSES)
     return Group(Text(title, style="bold"), ProgressBar(total=max(total, 1), completed=done, width=60), Text(numbers))
+
+
+def _document(stage: Stage, engine: Engine, audit: Audit, held: int, seconds: float) -> dict[str, Any]:
+    return {
+        "holds": audit.holds,
+        "seconds": round(seconds, 1),
+        "directory": str(stage.directory),
+        "database_url": stage.database_url,
+        "claims_held_when_killed": held,
+        "rescued": audit.rescued,
+        "findings": list(audit.findings),
+        "complaints": list(audit.complaints),
+        "counts": operations.counts(engine).as_dict(),
+    }
 
 
 def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: float) -> None:
