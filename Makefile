@@ -77,9 +77,10 @@ format: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-## make bench        claim + settle, and publish, against bare psycopg and against peers; imports; all as ratios
+## make bench        claim + settle, the batch lane, and publish, against bare psycopg and against peers; imports; all as ratios
 bench: $(READY) .venv-peers/.ready
 	$(BIN)/python benchmarks/claim_settle.py --peer-python .venv-peers/bin/python $(ARGS)
+	$(BIN)/python benchmarks/batch_lane.py --peer-python .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/publish.py --peer-python .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/isolation.py $(ARGS)

@@ -66,8 +66,8 @@ def processor(
         retries: Prefect's own, inside one attempt; fast and not stored. For a `Task` or `Flow`, say it in its own
             decorator.
         retry_delay_seconds: as Prefect has it.
-        timeout: of each try. A thread can't be stopped inside a blocking call: *timed out* does not mean that the
-            effect did not happen.
+        timeout: of each try; in a batch, of each call. A thread can't be stopped inside a blocking call: *timed out*
+            does not mean that the effect did not happen.
         max_attempts: durable attempts, over crashes and deploys; None takes the settings' ``MAX_ATTEMPTS``.
         backoff: wait after the first failed attempt; doubles each time.
         backoff_max: the longest wait.

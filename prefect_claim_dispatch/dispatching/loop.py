@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import Engine, Table
@@ -181,7 +181,7 @@ class ClaimLoop:
         """Claim from *lanes* what can start soon, and dispatch it, a suspect alone at first; returns how many."""
         if lanes and self._api is not None:
             self._api.require()
-        number = sum(self._claim_parts(self._turns.given(lanes)))
+        number = self._claim_parts(self._turns.given(lanes))
         claimed = list(self._waiting)
         portion = portion_of(claimed, self._suspicion.among(claimed), is_busy=bool(len(self._slots)))
         self._gave_back = bool(portion.given_back)
@@ -197,17 +197,18 @@ class ClaimLoop:
             self._finish(within=self._options.alone_within)
         return number
 
-    def _claim_parts(self, lanes: tuple[Lane, ...]) -> Iterator[int]:
-        """Claim from *lanes* until no more can start soon; how many at a time."""
-        taken, left = len(self._slots) + len(self._waiting), 1 if self._is_one_by_one else self._options.limit
+    def _claim_parts(self, lanes: tuple[Lane, ...]) -> int:
+        """Claim from *lanes* until no more can start soon; returns how many."""
+        limit = 1 if self._is_one_by_one else self._options.limit
+        taken, claimed = len(self._slots) + len(self._waiting), 0
         for part in self._grouping.parts(lanes):
-            room = min(left, self._options.room(taken, part.rows_per_run))
+            room = min(limit - claimed, self._options.room(taken, part.rows_per_run))
             number = self._claim_part(part.lanes, room)
-            yield number
+            claimed += number
             if number == room:
                 break
-            left -= number
             taken += math.ceil(number / part.rows_per_run)
+        return claimed
 
     def _claim_part(self, lanes: tuple[Lane, ...], room: int) -> int:
         claimed = claiming.claim(

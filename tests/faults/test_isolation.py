@@ -20,6 +20,7 @@ from prefect.states import Failed
 
 from prefect_claim_dispatch import Action, Cancel, Snooze
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
+from prefect_claim_dispatch.dispatching.batches import Batch
 from prefect_claim_dispatch.dispatching.isolation import IsolatedError, ProcessorKilledError, call
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import Work
@@ -44,6 +45,12 @@ async def cancels() -> Cancel:
 def exits() -> None:
     """Ends its process without a word."""
     os._exit(7)
+
+
+def exits_if_even(action: Action) -> None:
+    """Does so for every other action."""
+    if action.id % 2 == 0:
+        exits()
 
 
 def faults() -> None:
@@ -254,6 +261,30 @@ def test_work_of_an_isolated_processor_that_dies_is_a_failed_attempt() -> None:
 
     assert isinstance(work.outcome, FailedAttempt)
     assert work.outcome.error_type == "ProcessorKilledError"
+
+
+def test_isolated_row_of_a_batch_that_dies_leaves_the_others() -> None:
+    """A child for each row: what ends one of them is that row's failure."""
+    registry = Registry()
+    processor("x", isolate=True, timeout=timedelta(seconds=60), rows_per_run=10, registry=registry)(exits_if_even)
+    known = registry.match("x")
+    assert known is not None
+    now, lease = datetime.now(UTC), Lease(expires=elapsed_clock() + 60)
+    actions = [
+        Action(id=id_, type="x", payload={}, end_at=now, created_at=now, claim_count=1, lease=lease)
+        for id_ in (1, 2, 3)
+    ]
+    batch = Batch(
+        [
+            Work(one, known, known.arguments(one), on_begin=lambda *_: None, on_outcome=lambda *_: None)
+            for one in actions
+        ]
+    )
+
+    batch.run("")
+    batch.conclude("Completed")
+
+    assert [type(work.outcome).__name__ for work in batch.works] == ["Processed", "Failed", "Processed"]
 
 
 def test_an_isolated_child_dies_with_its_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,11 @@ def ends_of_flows(start: StartFlow) -> list[int]:
     return ends
 
 
-@pytest.mark.parametrize("lane", ["k", "k.batch"])
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql-18"], indirect=True)
+@pytest.mark.parametrize(
+    ("database_url", "lane"),
+    [("sqlite", "k"), ("postgresql-18", "k"), ("sqlite", "k.batch")],
+    indirect=["database_url"],
+)
 def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
     engine: Engine, start_flow: StartFlow, ledger: Ledger, lane: str
 ) -> None:
