@@ -33,11 +33,15 @@ class BatchAnswerError(Exception):
 
 
 class Batch:
-    """Works of one processor that share a run; of each, the phase, the outcome and the verdict are its own."""
+    """Works of one processor that share a run; of each, the phase, the outcome and the verdict are its own.
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    The processor's time limit is of each call, unless *has_limit* is False.
+    """
+
+    def __init__(self, works: Sequence[Work], *, has_limit: bool = True) -> None:
         self.works = tuple(works)
         self.processor = works[0].processor
+        self._limit = self.processor.call_limit if has_limit else None
 
     @cached_property
     def reference(self) -> ActionReference:
@@ -68,7 +72,7 @@ class Batch:
             for work in self.works:
                 if work.outcome is None:
                     try:
-                        work.attempt(run_id, self.processor.call_limit)
+                        work.attempt(run_id, self._limit)
                     except Exception:  # noqa: BLE001, S112 - noted by the work; the others are to be called
                         continue
         return self._ending(is_last_try=is_last_try)
@@ -81,7 +85,7 @@ class Batch:
             for work in self.works:
                 if work.outcome is None:
                     try:
-                        await work.attempt_async(run_id, self.processor.call_limit)
+                        await work.attempt_async(run_id, self._limit)
                     except Exception:  # noqa: BLE001, S112 - as above
                         continue
         return self._ending(is_last_try=is_last_try)
@@ -113,7 +117,7 @@ class Batch:
         if not works:
             return
         try:
-            answer = called(self.processor.function, _columns(works), self.processor.call_limit)
+            answer = called(self.processor.function, _columns(works), self._limit)
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the flow and all the others
             _fail(works, error)
         else:
@@ -124,7 +128,7 @@ class Batch:
         if not works:
             return
         try:
-            answer = await called_async(self.processor.function, _columns(works), self.processor.call_limit)
+            answer = await called_async(self.processor.function, _columns(works), self._limit)
         except BaseException as error:  # noqa: BLE001 - as above
             _fail(works, error)
         else:

@@ -146,7 +146,7 @@ class Drain:
         if not works:
             return
         self._tally.add("dispatched", len(works))
-        run = Batch([work for _, work in works]) if processor.takes_rows_together else works[0][1]
+        run = Batch([work for _, work in works], has_limit=False) if processor.takes_rows_together else works[0][1]
         try:
             _call(run)
         except Exception as error:

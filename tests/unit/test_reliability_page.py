@@ -13,8 +13,6 @@ FAULTS = PAGE.partition("\n## Faults\n")[2].partition("\n## ")[0].partition("###
 ROWS = table_rows(FAULTS, "fault", "input")
 NONE_YET, NOT_HERE = "**no test yet**", "**not on one machine**"
 UNTESTED = {
-    "A half-open socket",
-    "One type floods the table",
     "The answer to a deployment run's creation is lost",
     "A deployment run waits in its pool for longer than its lease",
 }
