@@ -129,8 +129,10 @@ class FlowRuns:
                 json=[_document(order) for order in orders],
             )
         except httpx.HTTPStatusError as error:
-            if error.response.status_code not in (_NOT_FOUND, _NO_SUCH_METHOD):
+            if _is_passing(error.response):
                 raise
+            if error.response.status_code not in (_NOT_FOUND, _NO_SUCH_METHOD):
+                return  # too much at once, or an item that spoils all of them: asked for singly, each is told
             # An older server has no such route, and says the same of that as of a deployment that is gone.
             _require(client, deployment)
             self._has_bulk = False
@@ -185,14 +187,14 @@ class FlowRuns:
 
 @contextmanager
 def api() -> Generator[SyncPrefectClient]:
-    """A client of the API that does not try again by itself, for minutes and with nothing in the log.
+    """A client of the API that tries once again, as a busy server asks for, and not for minutes.
 
     Raises:
         PrefectUnavailableError: the API can't be reached, is overloaded or refuses us.
     """
     try:
         with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
             get_client(httpx_settings={"timeout": ANSWERS_WITHIN}, sync_client=True) as client,
         ):
             yield client
@@ -234,13 +236,18 @@ def _create_one(
         )
     except httpx.HTTPStatusError as error:
         response = error.response
-        if response.status_code in _REFUSES_ITSELF or response.is_server_error:
+        if _is_passing(response):
             raise
         if response.status_code == _NOT_FOUND:
             _require(client, deployment)
         refused[order.key] = redacted(f"Prefect refuses the run ({response.status_code}): {response.text}", 500)
     else:
         made[order.key] = str(answer.json()["id"])
+
+
+def _is_passing(response: httpx.Response) -> bool:
+    """Whether the refusal is of us, or of this moment, and not of what was asked for."""
+    return response.is_server_error or response.status_code in _REFUSES_ITSELF
 
 
 def _document(order: Order) -> dict[str, Any]:

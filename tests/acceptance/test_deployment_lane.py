@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from prefect_claim_dispatch import deployment_processor, engines, operations
+from prefect_claim_dispatch import (
+    DispatchReport,
+    claim_dispatch,
+    databases,
+    deployment_processor,
+    engines,
+    operations,
+)
 from prefect_claim_dispatch.processors import Registry
+from tests.acceptance import deployed_processors
 from tests.acceptance.deployed_flows import encode
 from tests.kit.deploying import Deployed, look
 from tests.kit.prefect_server import PrefectServer, start_worker
 from tests.kit.processes import Processes
-from tests.kit.tables import add
+from tests.kit.tables import add, statements_of
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(280)
@@ -40,6 +48,35 @@ def registry_of(deployed: Deployed) -> Registry:
         backoff=timedelta(hours=1),
     )
     return registry
+
+
+def test_claim_flow_hands_over_looks_after_and_settles(
+    prefect_api: PrefectServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three claim flows, one after another: rows outlive each, and an idle tick costs one statement more, or none."""
+    monkeypatch.setenv("CLAIM_DISPATCH_DATABASE_URL", postgres_url)
+    engine, deployed = databases.engine_for(postgres_url), Deployed(prefect_api, flow=deployed_processors.FLOW)
+    elsewhere, _, misspelt = (add(engine, f"lane.{name}") for name in ("deployed", "local", "misspelt"))
+
+    def dispatch() -> DispatchReport:
+        return claim_dispatch(processors=[deployed_processors.__name__])
+
+    first = dispatch()
+
+    assert (first.claimed, first.dispatched, first.processed, first.unroutable) == (2, 2, 1, 1)
+    row, (run,) = operations.get(engine, elsewhere), deployed.runs()
+    assert (row.status, row.run_id, operations.get(engine, misspelt).claim_count) == ("claimed", run["id"], 0)
+    operations.cancel(engine, misspelt)
+    with statements_of(engine) as sent:
+        assert dispatch().is_empty
+    assert sent == ["survey", "outstanding"]
+    deployed.set_state(row.run_id, "COMPLETED")
+    assert dispatch().processed == 1
+    with statements_of(engine) as sent:
+        assert dispatch().is_empty
+    assert sent == ["survey"]
+    assert (operations.get(engine, elsewhere).claim_count, len(deployed.runs())) == (1, 1)
+    engine.dispose()
 
 
 def test_deployed_runs_settle_their_rows_however_they_end(

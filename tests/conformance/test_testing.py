@@ -20,7 +20,17 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, create_engine, literal, select, text, update
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from prefect_claim_dispatch import Action, Cancel, Snooze, claiming, operations, processor, publish, testing
+from prefect_claim_dispatch import (
+    Action,
+    Cancel,
+    Snooze,
+    claiming,
+    deployment_processor,
+    operations,
+    processor,
+    publish,
+    testing,
+)
 from prefect_claim_dispatch.dialects import now
 from prefect_claim_dispatch.dispatching.draining import MAX_CLAIMS
 from prefect_claim_dispatch.errors import (
@@ -582,6 +592,19 @@ class TestDrain:
         report = testing.drain(engine, registry_with(a=lambda: sys.exit(3), b=do_nothing))
 
         assert (report.retrying, report.processed) == (1, 1)
+
+    def test_action_of_a_deployment_waits(self, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+        """Its work is a run that Prefect would start elsewhere; the others are done."""
+        registry = registry_with(a=do_nothing)
+        deployment_processor("video.encode", deployment="encode/prod", registry=registry)
+        publish(engine, "a")
+        publish(engine, "video.encode")
+
+        report = testing.drain(engine, registry)
+
+        assert (report.processed, report.unroutable, report.claimed) == (1, 1, 1)
+        assert [str(action.status) for action in testing.published(engine, type="video.encode")] == ["pending"]
+        assert "left pending: video.encode" in caplog.text
 
     def test_expired_lease_is_rescued(self, engine: Engine) -> None:
         """A crash, as a test stages it: claim, and let the lease pass."""

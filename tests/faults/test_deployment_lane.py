@@ -142,7 +142,7 @@ def test_failures_end_in_dead(engine: Engine, registry: Registry, deployed: Depl
 def test_deleted_run_is_retried(engine: Engine, registry: Registry, deployed: Deployed) -> None:
     """Somebody tidied up in the UI; the row must not wait for that run for ever."""
     id_, run_id = dispatched(engine, registry)
-    deployed.delete(f"flow_runs/{run_id}")
+    deployed.server.delete(f"flow_runs/{run_id}")
 
     look(engine, registry)
 
@@ -412,7 +412,7 @@ def test_deployment_that_was_deleted_since_gives_its_rows_back(
     create = creating.Creator.create
 
     def delete_first(creator: creating.Creator, raws: Any) -> None:
-        deployed.delete(f"deployments/{deployed.id}")
+        deployed.server.delete(f"deployments/{deployed.id}")
         create(creator, raws)
 
     monkeypatch.setattr(creating.Creator, "create", delete_first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -36,15 +35,17 @@ def schema_of(**types: str) -> dict[str, Any]:
 class Deployed:
     """A deployment on a pool of its own. Without a worker, its runs wait until the test sets their states."""
 
-    def __init__(self, server: PrefectServer, *, entrypoint: str = "nowhere:flow", schema: Any = None) -> None:
+    def __init__(
+        self, server: PrefectServer, *, flow: str = "", entrypoint: str = "nowhere:flow", schema: Any = None
+    ) -> None:
         self.server = server
-        self.name = f"lane-{os.urandom(4).hex()}/prod"
+        self.name = f"{flow or f'lane-{os.urandom(4).hex()}'}/prod"
         self.pool = f"pool-of-{self.name.partition('/')[0]}"
         server.post("work_pools/", {"name": self.pool, "type": "process"})
-        flow = server.post("flows/", {"name": self.name.partition("/")[0]})
+        flow_id = server.post("flows/", {"name": self.name.partition("/")[0]})["id"]
         body: dict[str, Any] = {
             "name": "prod",
-            "flow_id": flow["id"],
+            "flow_id": flow_id,
             "work_pool_name": self.pool,
             "entrypoint": entrypoint,
             "pull_steps": [],
@@ -76,11 +77,6 @@ class Deployed:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(UUID(str(run_id)))
         run_flow(flow, flow_run=run, parameters=run.parameters, return_type="state")
-
-    def delete(self, what: str) -> None:
-        """Delete ``flow_runs/ID`` or ``deployments/ID``."""
-        request = urllib.request.Request(f"{self.server.api_url}/{what}", method="DELETE")
-        urllib.request.urlopen(request, timeout=30).close()
 
 
 def look(engine: Engine, registry: Registry, *, rescuer: Callable[..., Any] = rescuing.rescue) -> DispatchReport:

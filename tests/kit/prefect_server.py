@@ -60,10 +60,14 @@ class PrefectServer:
         """The JSON that ``POST /api/path`` answers."""
         return self._ask(path, body or {})
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
+    def delete(self, path: str) -> None:
+        """``DELETE /api/path``."""
+        self._ask(path, None, "DELETE")
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None, method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"{self.api_url}/{path.lstrip('/')}", data, {"Content-Type": "application/json"}
+            f"{self.api_url}/{path.lstrip('/')}", data, {"Content-Type": "application/json"}, method=method
         )
         (content,) = wait_until(lambda: _content(request), description=f"{path} is served", timeout=30)
         return json.loads(content) if content else None

@@ -26,6 +26,7 @@ from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.statements.begin import begin
 from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
 from prefect_claim_dispatch.statements.rescue import expired
@@ -231,6 +232,38 @@ def test_rescue_reads_the_oldest_leases(backlog: Backlog, cache: PlanCache, limi
 
     assert_frugal(plan, limit=limit, indexes={"ix_leases"})
     assert_leases_are_not_walked_through(plan)
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_outstanding_claims_are_read_from_the_index_of_leases(
+    backlog: Backlog, cache: PlanCache, *, further: bool
+) -> None:
+    """All 2,000 claims are of other lanes here, the worst there is: stepped over once, and nothing else is read."""
+    parameters = {"limit": 200, "after_at": datetime(2000, 1, 1, tzinfo=UTC), "after_id": 0}
+    plan = backlog.explain(outstanding(TABLE, "postgresql", further=further), parameters, cache)
+
+    assert_frugal(plan, limit=200, indexes={"ix_leases"}, touched=2_000)
+    assert_leases_are_not_walked_through(plan)
+
+
+@pytest.mark.parametrize(
+    ("statement", "prefix", "more"),
+    [
+        (held, "wanted", {}),
+        (follow, "followed", {"run_id": "run", "lease_seconds": 60.0}),
+        (take, "taken", {"run_id": "run", "lease_seconds": 60.0}),
+    ],
+    ids=["held", "follow", "take"],
+)
+def test_claims_of_the_deployment_lane_are_found_by_the_primary_key(
+    backlog: Backlog, cache: PlanCache, statement: Any, prefix: str, more: dict[str, Any]
+) -> None:
+    """A hundred runs that were just created are written onto their rows at once."""
+    ids = backlog.claimed[:100]
+    columns = {"id": ids, "claim_count": [1] * len(ids), **{name: [value] * len(ids) for name, value in more.items()}}
+    plan = backlog.explain(statement(TABLE, "postgresql"), bind_rows("postgresql", prefix, columns), cache)
+
+    assert_frugal(plan, limit=len(ids), indexes={"_pkey"})
 
 
 def settle_parameters(ids: list[int]) -> dict[str, Any]:

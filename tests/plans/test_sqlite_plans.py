@@ -12,6 +12,7 @@ from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.statements.begin import begin
 from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
 from prefect_claim_dispatch.statements.rescue import expired
@@ -88,8 +89,11 @@ def test_claim_merges_what_is_in_order(engine: Engine, shape: tuple[int, ...], l
         (begin, "begun", {}),
         (renew, "held", {"lease_seconds": 60.0}),
         (recognise, "sent", {}),
+        (held, "wanted", {}),
+        (follow, "followed", {}),
+        (take, "taken", {}),
     ],
-    ids=["settle", "begin", "renew", "recognise"],
+    ids=["settle", "begin", "renew", "recognise", "held", "follow", "take"],
 )
 def test_batches_are_joined_by_the_primary_key(
     engine: Engine, statement: Any, prefix: str, more: dict[str, Any]
@@ -107,6 +111,16 @@ def test_rescue_reads_the_oldest_leases(engine: Engine) -> None:
     plan = plan_of(engine, expired(TABLE, "sqlite"), {"limit": 10})
 
     assert plan == ["SEARCH action_logs USING INDEX ix_action_logs_leases (lease_expires_at<?)"]
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_outstanding_claims_are_read_from_the_index_of_leases(engine: Engine, *, further: bool) -> None:
+    """In its order; claims of other lanes are stepped over."""
+    parameters = {"limit": 10, "after_at": "2026-01-31 12:00:00", "after_id": 1}
+    plan = plan_of(engine, outstanding(TABLE, "sqlite", further=further), parameters)
+
+    used = "action_logs USING INDEX ix_action_logs_leases"
+    assert plan == [f"SEARCH {used} (lease_expires_at>?)" if further else f"SCAN {used}"]
 
 
 def test_counting_due_actions_reads_one_lane_of_the_index(engine: Engine) -> None:

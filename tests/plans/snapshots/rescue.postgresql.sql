@@ -2,7 +2,9 @@ SELECT action_logs.id, action_logs.type, CAST(action_logs.payload AS TEXT) AS pa
 FROM action_logs
 WHERE action_logs.status = 'claimed'
 AND action_logs.lease_expires_at < now()
-AND coalesce(substr(action_logs.claimed_by, 1, 11), '') != 'deployment:'
+AND NOT CASE WHEN (substr(action_logs.claimed_by, 1, 11) = 'deployment:')
+THEN true
+ELSE false END
 ORDER BY action_logs.lease_expires_at, action_logs.id
 LIMIT (SELECT :limit::INTEGER AS anon_1)
 FOR UPDATE SKIP LOCKED;

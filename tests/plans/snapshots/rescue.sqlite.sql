@@ -5,6 +5,8 @@ SELECT action_logs.id, action_logs.type, coalesce(CAST(action_logs.payload AS TE
 FROM action_logs
 WHERE action_logs.status = 'claimed'
 AND action_logs.lease_expires_at < strftime('%Y-%m-%d %H:%M:%f', 'now')
-AND coalesce(substr(action_logs.claimed_by, 1, 11), '') != 'deployment:'
+AND CASE WHEN (substr(action_logs.claimed_by, 1, 11) = 'deployment:')
+THEN 1
+ELSE 0 END = 0
 ORDER BY action_logs.lease_expires_at, action_logs.id
 LIMIT :limit OFFSET :param_1;
