@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -22,6 +21,7 @@ from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots
+from prefect_claim_dispatch.dispatching.strays import report_strays
 from prefect_claim_dispatch.dispatching.suspects import Suspicion, portion_of
 from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.dispatching.work import Work
@@ -32,8 +32,6 @@ from prefect_claim_dispatch.outcomes import Outcome, Released
 from prefect_claim_dispatch.policies import settlement_for
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import Tally
-
-logger = logging.getLogger(__name__)
 
 CONTENDED_PAUSE = 0.05
 CONTENDED_ROUNDS = 20
@@ -93,7 +91,7 @@ class ClaimLoop:
             while self._goes_on(stay_until):
                 pass
             self._finish()
-            self._count_unroutable()
+            report_strays(self._engine, self._table, self._tally, self._strays())
 
     def _goes_on(self, stay_until: float) -> bool:
         """One round; whether there is to be another."""
@@ -302,19 +300,9 @@ class ClaimLoop:
         self._tally.add("rescued", len(rescued))
         return len(rescued)
 
-    def _count_unroutable(self) -> None:
+    def _strays(self) -> tuple[Lane, ...]:
         strays = self._routing.strays(self._survey.due(self._options.until)) if self._survey else ()
-        strays += self._stranded
-        if not strays:
-            return
-        try:
-            self._tally.add("unroutable", claiming.count_due(self._engine, self._table, strays))
-        except DatabaseUnavailableError as error:  # all work is done: no reason to fail now
-            logger.warning("due actions without a processor can't be counted: %s", error)
-        types = sorted({lane.type for lane in strays})
-        logger.warning(
-            "due actions of types without a processor: %s; they wait until one is registered", ", ".join(types[:10])
-        )
+        return strays + self._stranded
 
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""
