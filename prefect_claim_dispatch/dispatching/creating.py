@@ -15,7 +15,7 @@ from prefect_claim_dispatch.dispatching.flow_runs import CREATED_AT_ONCE, Deploy
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.parameters import parameters_of
 from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.errors import DeploymentNotFoundError, PrefectUnavailableError
+from prefect_claim_dispatch.errors import DeploymentNotFoundError
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Released
 from prefect_claim_dispatch.outstanding import Followed
 from prefect_claim_dispatch.policies import settlement_for
@@ -105,25 +105,20 @@ class Creator:
         ordered, refusals = self._ordered(processor, seen, raws)
         self.settle(refusals)
         creation = self._runs.create(seen, [one.order for one in ordered])
-        self._follow(
-            [(one.raw, creation.run_ids[one.order.key]) for one in ordered if one.order.key in creation.run_ids]
-        )
+        run_ids, refused = creation.run_ids, creation.refused
+        self._follow([(one.raw, run_ids[one.order.key]) for one in ordered if one.order.key in run_ids])
         self.settle(
             [
-                (one.raw, Failed(error_type="RunRefused", message=creation.refused[one.order.key]))
+                (one.raw, Failed(error_type="RunRefused", message=refused[one.order.key]))
                 for one in ordered
-                if one.order.key in creation.refused
+                if one.order.key in refused
             ]
         )
-        match creation.error:
-            case None:
-                return
-            case DeploymentNotFoundError() as error:
-                logger.error("%s", error)
-                unmade = [one.raw for one in ordered if one.order.key not in {*creation.run_ids, *creation.refused}]
-                self.settle([(raw, Released()) for raw in unmade])
-            case PrefectUnavailableError() as error:
-                raise error
+        if isinstance(creation.error, DeploymentNotFoundError):
+            logger.error("%s", creation.error)
+            self.settle([(one.raw, Released()) for one in ordered if one.order.key not in {*run_ids, *refused}])
+        elif creation.error is not None:
+            raise creation.error
 
     def _ordered(
         self, processor: Processor, seen: DeploymentSeen, raws: Sequence[RawAction]
