@@ -21,11 +21,11 @@ def expired(table: Table, dialect: str) -> Select[Any]:
     By ``ix_*_leases``. Not those whose work a deployment's run does: it may be alive for hours after its lease, and is
     asked for its state instead.
     """
-    c = table.c
     query = (
         select(*action_columns(table, dialect))
-        .where(status_is(c.status, ActionStatus.CLAIMED), c.lease_expires_at < now(), ~is_elsewhere(c.claimed_by))
-        .order_by(c.lease_expires_at, c.id)
+        .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
+        .where(~is_elsewhere(table.c.claimed_by))
+        .order_by(table.c.lease_expires_at, table.c.id)
         .limit(unseen(bindparam("limit", type_=Integer), dialect))
     )
     return skip_locked(query, dialect).execution_options(**{NAME: "rescue"})
