@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_drain_and_claim_flow_come_to_the_same(engine: Engine, dispatch: Dispatc
     drained_ids = publish_all(engine)
     by_drain = testing.drain(engine, PROCESSORS)
 
-    assert by_drain == by_flow
+    assert by_drain.runs == 0, "there are no runs without Prefect"
+    assert replace(by_drain, runs=by_flow.runs) == by_flow
     assert came_to(engine, drained_ids) == flowed
     assert len(ledger()) == 2 * executed
     assert (by_drain.processed, by_drain.dead, by_drain.snoozed, by_drain.cancelled) == (6, 4, 1, 2)
