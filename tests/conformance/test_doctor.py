@@ -5,12 +5,10 @@ What it says of Prefect: tests/acceptance/test_doctor.py.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,24 +23,12 @@ from prefect_claim_dispatch.diagnosing.examining import Patient, examine
 from prefect_claim_dispatch.diagnosing.findings import Finding, Level
 from tests.conftest import MIGRATE
 from tests.kit import postgres
+from tests.kit.commanding import Answer
 from tests.kit.tables import TABLE, add, change, claim_due, seconds_from_now
 
 PROCESSORS = ("tests.acceptance.processors",)
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
 MINUTE = timedelta(minutes=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the command came to."""
-
-    code: int
-    output: str
-    errors: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.output)
 
 
 Doctor = Callable[..., Answer]
