@@ -44,9 +44,11 @@ class Lease:
     """The local view of one claim: when it ends on our clock, and whether the table has said that it is lost.
 
     It errs on the short side: `expires` is counted from *before* the statement that set the lease was sent.
+    `may_begin`: whether the table knows that the work may have begun, without which nobody may begin it.
     """
 
     expires: float
+    may_begin: bool = True
     lost: bool = False
     settled: bool = False
 

@@ -107,10 +107,18 @@ class RawAction:
         return _errors(self.row.errors)
 
     @property
-    def is_suspect(self) -> bool:
-        """Whether the last attempt on record crashed: it may be what took its process, or have died of another's."""
+    def was_tried(self) -> bool:
+        """Whether anything is on record of earlier attempts, also from before an operator's retry."""
+        return self.fail_count > 0 or self.row[10] != "[]"
+
+    @property
+    def crashes(self) -> int:
+        """How many attempts on record crashed, one after another, up to the last: none if that came to an end."""
         raw = self.row[10]
-        return raw != "[]" and [error.get("kind") for error in _errors(raw)[-1:]] == ["crashed"]
+        if raw == "[]":
+            return 0
+        kinds = [error.get("kind") for error in reversed(_errors(raw))]
+        return len(list(itertools.takewhile(lambda kind: kind == "crashed", kinds)))
 
     def action(self) -> Action:
         """The row as an `Action`, its reserved keys taken out of the payload.
@@ -186,19 +194,29 @@ def claim(
     lease: timedelta,
     claimed_by: str,
     until: datetime | None = None,
+    may_begin: bool = True,
 ) -> list[RawAction]:
     """Claim up to *limit* due actions of *lanes*: of the highest priority first, then by turn, `end_at` and `id`.
 
     They come by priority, `end_at` and `id`. Committed when this returns. Fewer than *limit* may come although more is
     due, when other claimers hold some of them at this moment: only an empty survey says that nothing is due. The
     leases are counted from before the statement was sent.
+
+    *may_begin*: whether the work may begin at once. If its holder dies, an action that may have begun loses an attempt;
+    others lose none, and nobody may begin them before `begin` has written it down. The mark is `run_id`, which says
+    *claimed_by* until the run that does the work is known.
     """
     if not lanes or limit < 1:
         return []
     lanes = sorted(lanes[:MAX_LANES], key=_in_turn)
     shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=_in_turn))
     statement = claim_statement(table, engine.dialect.name, shape, bounded=until is not None)
-    parameters: dict[str, Any] = {"limit": limit, "lease_seconds": lease.total_seconds(), "claimed_by": claimed_by}
+    parameters: dict[str, Any] = {
+        "limit": limit,
+        "lease_seconds": lease.total_seconds(),
+        "claimed_by": claimed_by,
+        "run_id": claimed_by if may_begin else None,
+    }
     for position, lane in enumerate(lanes):
         parameters |= {f"type_{position}": lane.type, f"priority_{position}": lane.priority}
     if until is not None:
@@ -216,7 +234,7 @@ def claim(
             logger.debug("claim met another claim of the same ordering key (%s); trying again", type(error).__name__)
             continue
         in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
-        return [RawAction(row, Lease(expires=expires), table) for row in in_order]
+        return [RawAction(row, Lease(expires=expires, may_begin=may_begin), table) for row in in_order]
     return []
 
 
@@ -224,8 +242,11 @@ def _in_turn(lane: Lane) -> tuple[int, int]:
     return -lane.priority, lane.turn
 
 
-def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str]]) -> set[int]:
-    """Write the run of each (id, claim_count, run_id) onto its row; returns the ids whose claim still holds."""
+def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str | None]]) -> set[int]:
+    """Write the run of each (id, claim_count, run_id) onto its row; returns the ids whose claim still holds.
+
+    From then on its work may begin, or if it is None, may not.
+    """
     if not runs:
         return set()
     ids, counts, run_ids = (list(column) for column in zip(*sorted(runs), strict=True))

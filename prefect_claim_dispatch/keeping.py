@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -85,10 +86,39 @@ class Keeper:
         if self._held and self._thread is None:
             self._start()
 
+    def allow(self, claimed: Sequence[RawAction], run_id: str, timeout: float) -> bool:
+        """Write down that the work of *claimed* may begin in *run_id*, and return when that is so.
+
+        All verdicts before are written first: who dies then takes nothing with it that has ended. False when it could
+        not be written in *timeout* seconds. Of a claim that is not held any more, the lease is lost.
+        """
+        keys = [(raw.id, raw.claim_count) for raw in claimed]
+        with self._changed:
+            for key in keys:
+                if key in self._held and key not in self._verdicts and key not in self._run_ids:
+                    self._run_ids[key] = run_id
+                    self._marks.add(key)
+            self._hurry()
+            is_written = self._written.wait_for(lambda: self._marks.isdisjoint(keys), timeout)
+        if is_written:
+            for raw in claimed:
+                raw.lease.may_begin = True
+        return is_written
+
+    def disallow(self, claimed: Sequence[RawAction]) -> None:
+        """Write down that the work of *claimed*, claimed to begin at once, does not: it waits, and may be `allow`-ed.
+
+        Raises:
+            DatabaseError: it could not be written. They may begin, as before.
+        """
+        claiming.begin(self._engine, self._table, [(raw.id, raw.claim_count, None) for raw in claimed])
+        for raw in claimed:
+            raw.lease.may_begin = False
+
     def begin(self, key: Key, run_id: str) -> None:
         """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
         with self._changed:
-            if key in self._held and key not in self._run_ids and key not in self._verdicts:
+            if key in self._held and self._run_ids.get(key) != run_id and key not in self._verdicts:
                 self._run_ids[key] = run_id
                 self._marks.add(key)
                 self._note_arrival()
@@ -106,8 +136,7 @@ class Keeper:
         """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are."""
         with self._changed:
             if self._verdicts:
-                self._oldest_at = 0.0
-                self._changed.notify_all()
+                self._hurry()
             return self._written.wait_for(lambda: not self._verdicts, timeout)
 
     def close(self) -> None:
@@ -130,6 +159,11 @@ class Keeper:
         self._sentinel = Sentinel(self._lease.total_seconds() / 2)
         self._thread = threading.Thread(target=self._run, name="claim-dispatch-keeper", daemon=True)
         self._thread.start()
+
+    def _hurry(self) -> None:
+        """Wait for no company."""
+        self._oldest_at = 0.0
+        self._changed.notify_all()
 
     def _note_arrival(self) -> None:
         if self._oldest_at is None:
@@ -167,8 +201,14 @@ class Keeper:
         if elapsed_clock() < self._retry_at:
             return
         try:
-            self._settle_batch()
-            self._mark_batch()
+            with self._changed:
+                # What arrives from now on waits for company anew; and no mark is written before an older verdict.
+                self._oldest_at = None
+                batches, marks = math.ceil(len(self._verdicts) / BATCH), list(itertools.islice(self._marks, BATCH))
+            for _ in range(batches):
+                self._settle_batch()
+            self._mark_batch(marks)
+            self._note_rest()
             if elapsed_clock() >= self._renew_at:
                 self._renew()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live: no other settles and renews
@@ -192,8 +232,6 @@ class Keeper:
         with self._changed:
             batch = _one_of_each_action(dict(itertools.islice(self._verdicts.items(), BATCH)))
             run_ids = {id_: self._run_ids[id_, count] for id_, count in batch if (id_, count) in self._run_ids}
-            # Whatever arrives from now on waits for company anew.
-            self._oldest_at = elapsed_clock() if len(self._verdicts) > len(batch) or self._marks else None
         if not batch:
             return
         try:
@@ -234,20 +272,22 @@ class Keeper:
             settlement.status,
         )
 
-    def _mark_batch(self) -> None:
+    def _mark_batch(self, marks: Iterable[Key]) -> None:
         with self._changed:
-            marks = list(itertools.islice(self._marks, BATCH))
-            self._marks.difference_update(marks)
-            runs = [(*key, self._run_ids[key]) for key in marks]
-            if not self._verdicts:
-                self._oldest_at = elapsed_clock() if self._marks else None
-        try:
-            claiming.begin(self._engine, self._table, runs)
-        except Exception:
-            with self._changed:
-                self._marks.update(key for key in marks if key not in self._verdicts)
-                self._oldest_at = self._oldest_at or elapsed_clock()
-            raise
+            runs = {key: self._run_ids[key] for key in marks if key in self._marks}
+        if not runs:
+            return
+        begun = claiming.begin(self._engine, self._table, [(*key, run_id) for key, run_id in runs.items()])
+        with self._changed:
+            self._lose_others(runs, begun)
+            self._marks.difference_update(key for key, run_id in runs.items() if self._run_ids.get(key) == run_id)
+            self._written.notify_all()
+
+    def _note_rest(self) -> None:
+        """What was too much for this time is written next time."""
+        with self._changed:
+            if self._oldest_at is None and (self._verdicts or self._marks):
+                self._oldest_at = elapsed_clock()
 
     def _renew(self) -> None:
         """Prolong every lease that is still wanted; the ones that the table did not prolong are lost."""
@@ -256,15 +296,23 @@ class Keeper:
         sent_at = elapsed_clock()
         renewed = claiming.renew(self._engine, self._table, list(wanted), lease=self._lease)
         self._renew_at = sent_at + self._lease.total_seconds() / 3
-        # The table answers with ids. Of an action that was lost and claimed again here, only the later claim is meant:
-        # the earlier, taken for renewed, would begin to work beside it.
-        latest = dict(sorted(wanted))
-        for key, raw in wanted.items():
-            if raw.id in renewed and latest[raw.id] == raw.claim_count:
-                raw.lease.expires = sent_at + self._lease.total_seconds()
-            elif not raw.lease.settled and key not in self._verdicts:
+        for key in self._lose_others(wanted, renewed):
+            wanted[key].lease.expires = sent_at + self._lease.total_seconds()
+
+    def _lose_others(self, sent: Collection[Key], taken: Container[int]) -> list[Key]:
+        """Those of *sent* that the table took by its answer *taken*; the others' leases are lost.
+
+        It answers with ids. Of an action that was lost and claimed again here, only the later claim is meant: the
+        earlier, taken for held, would begin to work beside it.
+        """
+        latest = dict(sorted(sent))
+        held = [key for key in sent if key[0] in taken and latest[key[0]] == key[1]]
+        for key in set(sent).difference(held):
+            raw = self._held.get(key)
+            if raw is not None and not raw.lease.settled and not raw.lease.lost and key not in self._verdicts:
                 raw.lease.lost = True
                 logger.warning("%s: lost the lease of claim %s", raw.reference, raw.claim_count)
+        return held
 
     def _give_up_expired(self) -> None:
         """Drop verdicts whose lease is over: the action will be done again, so say it loudly."""

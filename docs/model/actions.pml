@@ -12,7 +12,7 @@
 #define ROWS 1
 #endif
 #define ATTEMPTS 2    /* max_attempts */
-#define CLAIMS 7      /* more than attempts, releases and one retry by the operator can come to */
+#define CLAIMS 9      /* more than attempts, releases, waits and one retry by the operator can come to */
 #define LEASE 2       /* ticks of the database's clock that are left: 0 is over */
 
 mtype = { pending, claimed, processed, dead, cancelled };
@@ -23,6 +23,8 @@ typedef Row {
   byte fail_count;
   byte lease;         /* only while claimed */
   byte holder;        /* who was given the claim: the model's knowledge, not the table's */
+  bool may_begin;     /* the mark: an execution under this claim may have begun (`run_id`, in the table) */
+  bool has_begun;     /* one has: the model's knowledge */
   byte runs;          /* executions begun */
 };
 
@@ -31,6 +33,10 @@ Row row[ROWS];
 #define FAULTS 2
 #endif
 byte faults = FAULTS; /* crashes and releases that may still happen; the clock makes the stalls */
+#ifndef WAITS
+#define WAITS 1
+#endif
+byte waits = WAITS;   /* claims that may still end before they began: those cost no attempt, so nothing else bounds them */
 byte retries = 1;     /* what an operator may still do */
 
 #define is_terminal(r) (row[r].status == processed || row[r].status == dead || row[r].status == cancelled)
@@ -40,6 +46,12 @@ byte retries = 1;     /* what an operator may still do */
 #define may_settle(r, c) (true)
 #else
 #define may_settle(r, c) fenced(r, c)
+#endif
+
+#ifdef MUTANT_BEGIN_BEFORE_MARK
+#define begins_unmarked true
+#else
+#define begins_unmarked false
 #endif
 
 #ifdef MUTANT_EAGER_RESCUE
@@ -69,6 +81,11 @@ inline take(r, me, c) {
   row[r].claim_count = c + 1;
   row[r].lease = LEASE;
   row[r].holder = me;
+  row[r].has_begun = false;
+  if                                              /* claimed to begin at once, or read ahead */
+  :: row[r].may_begin = true
+  :: row[r].may_begin = false
+  fi;
   c = row[r].claim_count
 }
 
@@ -101,16 +118,32 @@ idle:
 #ifndef MUTANT_NO_RESCUE
   :: atomic { is_expired(r) ->
        assert(row[r].lease == 0);                 /* S1: a lease that lives is nobody else's to end */
-       count_failure(r) }
+       assert(row[r].may_begin || !row[r].has_begun);                          /* S5: what began is counted */
+       if
+       :: row[r].may_begin -> count_failure(r)
+       :: else -> make_pending(r)
+       fi }
      goto idle
 #endif
   :: else -> goto idle
   fi;
 
   if                                              /* the mark; the claim may be over by now, and then no effect */
-  :: atomic { fenced(r, c) -> check_mine(r, me, c); row[r].runs++; assert(row[r].runs <= row[r].claim_count) }
-  :: else -> goto idle
+  :: begins_unmarked
+  :: atomic { !begins_unmarked && fenced(r, c) && row[r].may_begin }
+  :: atomic { !begins_unmarked && fenced(r, c) && !row[r].may_begin -> check_mine(r, me, c); row[r].may_begin = true }
+  :: atomic { faults > 0 && fenced(r, c) && !row[r].may_begin -> faults--; waits++ } goto idle     /* crash before it */
+  :: atomic { !begins_unmarked && !fenced(r, c) } goto idle
   fi;
+
+  atomic {                                        /* the processor is called; the claim may be over by now */
+    row[r].runs++;
+    assert(row[r].runs <= row[r].claim_count);
+    if
+    :: fenced(r, c) -> row[r].has_begun = true
+    :: else
+    fi
+  }
 
 work:
   if
@@ -137,12 +170,21 @@ work:
 }
 
 /* Time passes for a holder that does nothing: it stalls, or is dead. */
+#define may_tick(r) (row[r].status == claimed && row[r].lease > 0 && (row[r].may_begin || row[r].lease > 1 || waits > 0))
+
+inline tick(r) {
+  row[r].lease--;
+  if
+  :: row[r].lease == 0 && !row[r].may_begin -> waits--
+  :: else
+  fi
+}
+
 active proctype Clock() {
-  byte r;
   do
-  :: atomic { row[0].status == claimed && row[0].lease > 0 -> row[0].lease-- }
+  :: atomic { may_tick(0) -> tick(0) }
 #if ROWS > 1
-  :: atomic { row[1].status == claimed && row[1].lease > 0 -> row[1].lease-- }
+  :: atomic { may_tick(1) -> tick(1) }
 #endif
   od
 }

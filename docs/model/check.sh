@@ -42,12 +42,13 @@ check() {
 }
 
 check 'S1 S2 S3: 2 actors, 1 row' holds safety
-check 'S1 S2 S3: 3 actors, 1 row, one fault' holds safety -DACTORS=3 -DFAULTS=1
-check 'S1 S2 S3: 2 actors, 2 rows, stalls only' holds safety -DROWS=2 -DFAULTS=0
+check 'S1 S2 S3: 3 actors, 1 row, one fault' holds safety -DACTORS=3 -DFAULTS=1 -DWAITS=0
+check 'S1 S2 S3: 2 actors, 2 rows, stalls only' holds safety -DROWS=2 -DFAULTS=0 -DWAITS=0
 check 'L1: 2 actors, 1 row, weak fairness' holds liveness
 check 'mutant: settle without the fence' fails safety -DMUTANT_NO_FENCE
 check 'mutant: rescue that ignores the lease' fails safety -DMUTANT_EAGER_RESCUE
 check 'mutant: claim by read, then write' fails safety -DMUTANT_READ_THEN_WRITE
+check 'mutant: work that begins before the mark' fails safety -DMUTANT_BEGIN_BEFORE_MARK
 check 'mutant: no rescue' fails liveness -DMUTANT_NO_RESCUE
 
 exit $wrong

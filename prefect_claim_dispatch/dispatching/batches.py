@@ -60,6 +60,11 @@ class Batch:
         """Whether the processor was called for any of them."""
         return any(work.has_begun for work in self.works)
 
+    @property
+    def begun_at(self) -> float | None:
+        """When the processor was called for the latest of them; None before."""
+        return max((work.begun_at for work in self.works if work.begun_at is not None), default=None)
+
     def run(self, run_id: str, *, is_last_try: bool = True) -> Any:
         """Call a sync processor for all that have no outcome yet; returns what Prefect takes for the final state.
 

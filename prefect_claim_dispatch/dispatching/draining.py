@@ -123,13 +123,13 @@ class Drain:
     def _grouped(self, first: RawAction, lanes: Sequence[Lane]) -> list[list[RawAction]]:
         """*first*, with what its processor takes together with it; what failed before is attempted by itself."""
         processor = self._routing.match(first.type)
-        if processor is None or not processor.takes_rows_together or first.fail_count:
+        if processor is None or not processor.takes_rows_together or first.was_tried:
             return [[first]]
         most = MOST_AUTOMATICALLY if processor.rows_per_run == "auto" else processor.rows_per_run or 1
         room = min(most - 1, (self._limit or MAX_CLAIMS) - self._claims.total())
         alike = [lane for lane in lanes if self._routing.match(lane.type) is processor]
         others = self._claim_up_to(room, alike)
-        return [[first, *(raw for raw in others if not raw.fail_count)], *([raw] for raw in others if raw.fail_count)]
+        return [[first, *(raw for raw in others if not raw.was_tried)], *([raw] for raw in others if raw.was_tried)]
 
     def _claim_up_to(self, number: int, lanes: Sequence[Lane]) -> list[RawAction]:
         claimed = claiming.claim(

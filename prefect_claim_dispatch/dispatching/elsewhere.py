@@ -80,6 +80,7 @@ class Elsewhere:
                 [lane for lane in lanes if self._routing.lease_elsewhere(lane.type) == lease],
                 limit=min(self._options.limit, CREATED_AT_ONCE),
                 lease=lease,
+                may_begin=False,
                 claimed_by=f"{ELSEWHERE}{self._options.claimed_by}",
                 until=self._options.until,
             )

@@ -104,17 +104,17 @@ class Grouping:
         What failed or crashed before runs alone, so that it takes nobody with it.
         """
         matched = {type_: self._routing.match(type_) for type_ in {raw.type for raw in claimed}}
-        sizes = self._sizes(Counter(matched[raw.type] for raw in claimed if not raw.fail_count))
+        sizes = self._sizes(Counter(matched[raw.type] for raw in claimed if not raw.was_tried))
         groups: list[list[RawAction]] = []
         opened: dict[Processor | None, list[RawAction]] = {}
         for raw in claimed:
             processor = matched[raw.type]
-            group = None if raw.fail_count else opened.get(processor)
+            group = None if raw.was_tried else opened.get(processor)
             if group is not None and len(group) < sizes[processor]:
                 group.append(raw)
                 continue
             groups.append([raw])
-            if not raw.fail_count:
+            if not raw.was_tried:
                 opened[processor] = groups[-1]
         self._note_alone(matched, claimed)
         return groups
@@ -122,7 +122,7 @@ class Grouping:
     def _note_alone(self, matched: Mapping[str, Processor | None], claimed: Sequence[RawAction]) -> None:
         # After an outage a whole backlog may have failed before. Claimed as if they shared runs, hundreds of rows would
         # wait here for a slot, out of reach of other flows.
-        tried = Counter(matched[raw.type] for raw in claimed if raw.fail_count)
+        tried = Counter(matched[raw.type] for raw in claimed if raw.was_tried)
         number = Counter(matched[raw.type] for raw in claimed)
         self._alone.difference_update(number)
         self._alone.update(processor for processor in tried if 2 * tried[processor] > number[processor])

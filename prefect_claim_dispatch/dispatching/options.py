@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 ALONE_SHARE = 6
-"""Of a lease, how much a suspect may run alone: the flow's other slots are empty so long."""
+"""Of a lease, how long a suspect is on trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopOptions:
     """What a claim flow was asked for.
 
-    *alone*: how long a suspect runs alone at most, see `alone_within`; what kills its process mostly does so at once.
-    *patience*: how long one waits at most for others to end. *runs_per_second*: see `rows_per_run_for`.
+    *alone*: how long a suspect is on trial at most, see `alone_within`. *runs_per_second*: see `rows_per_run_for`.
     """
 
     limit: int
@@ -26,12 +25,11 @@ class LoopOptions:
     stay: timedelta = timedelta(0)
     grace: timedelta = timedelta(seconds=20)
     alone: timedelta = timedelta(seconds=10)
-    patience: timedelta = timedelta(minutes=1)
     runs_per_second: float = 30
 
     @property
     def alone_within(self) -> timedelta:
-        """How long a suspect runs alone: `alone`, or less where leases are short, which says that work is short."""
+        """How long a suspect is on trial: `alone`, or less where leases are short, which says that work is short."""
         return min(self.alone, self.lease / ALONE_SHARE)
 
     @property
@@ -45,8 +43,8 @@ class LoopOptions:
     def room(self, taken: int, rows_per_run: int) -> int:
         """How many rows can start soon, where *taken* runs have a slot, or wait for one, already.
 
-        Of batches one is read ahead, since that is many rows.
+        No batch is read ahead: it is many rows, and what is claimed to begin at once needs no other statement before.
         """
         if rows_per_run == 1:
             return self.concurrency + self.read_ahead - taken
-        return (max(0, self.concurrency - taken) + 1) * rows_per_run
+        return max(0, self.concurrency - taken) * rows_per_run

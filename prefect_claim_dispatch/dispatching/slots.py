@@ -28,6 +28,18 @@ class Slots:
             return len(self._taken)
 
     @property
+    def left(self) -> int:
+        """How many runs may start."""
+        with self._freed:
+            return self._number - len(self._taken)
+
+    @property
+    def runs(self) -> list[Workload]:
+        """The runs that have not ended."""
+        with self._freed:
+            return list(self._taken)
+
+    @property
     def works(self) -> list[Work]:
         """All that the runs do or are to do."""
         with self._freed:
@@ -49,15 +61,15 @@ class Slots:
         with self._freed:
             self._freed.wait_for(lambda: len(self._taken) < self._number)
 
-    def wait_for_fewer(self, taken: int) -> None:
-        """Until fewer than *taken* are, or a second: a row may have become due meanwhile, and slots are free for it."""
+    def wait_for_fewer(self, taken: int, within: float = POLL) -> None:
+        """Until fewer than *taken* are, or *within* seconds: a row may have become due meanwhile, with slots free."""
         with self._freed:
-            self._freed.wait_for(lambda: len(self._taken) < taken, POLL)
+            self._freed.wait_for(lambda: len(self._taken) < taken, within)
 
-    def wait_for_none(self, within: float | None = None) -> None:
-        """Until all have ended, *within* seconds at most."""
+    def wait_for_none(self) -> None:
+        """Until all have ended."""
         with self._freed:
-            self._freed.wait_for(lambda: not self._taken, within)
+            self._freed.wait_for(lambda: not self._taken)
 
     def wait_for_none_begun(self, within: float) -> bool:
         """Until nothing that was begun goes on, *within* seconds at most; whether that is so."""

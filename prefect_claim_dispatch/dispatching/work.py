@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.utilities.timeout import timeout
 
-from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.actions import Action, elapsed_clock
 from prefect_claim_dispatch.dispatching.isolation import call
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.registrations import Processor
@@ -74,6 +74,8 @@ class Work:
         self._phase = Phase.WAITING
         self.error: BaseException | None = None
         self.outcome: Outcome | None = None
+        self.begun_at: float | None = None
+        """When the processor was called, last; None before."""
 
     @cached_property
     def reference(self) -> ActionReference:
@@ -177,6 +179,7 @@ class Work:
                 self._phase = Phase.WITHDRAWN if self._phase is Phase.WAITING else self._phase
                 return False
             self._phase = Phase.RUNNING
+            self.begun_at = elapsed_clock()
             self.error = None
         self._on_begin(self, run_id)
         return True

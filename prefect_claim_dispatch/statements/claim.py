@@ -55,8 +55,8 @@ def claim(table: Table, dialect: str, lanes: tuple[int, ...], *, bounded: bool =
     """Claim at most `limit` due actions of the *lanes*; returns their rows in no particular order.
 
     *lanes* says how many lanes there are of each priority, highest first. Binds ``type_0, priority_0, ...`` in that
-    order, ``limit``, ``lease_seconds``, ``claimed_by``, and ``until`` if *bounded*. Fenced against plans that run the
-    subquery again. By ``ix_*_due``; ordering keys by ``uq_*_running`` and ``ix_*_ordering``.
+    order, ``limit``, ``lease_seconds``, ``claimed_by``, ``run_id``, and ``until`` if *bounded*. Fenced against plans
+    that run the subquery again. By ``ix_*_due``; ordering keys by ``uq_*_running`` and ``ix_*_ordering``.
     """
     positions = iter(range(sum(lanes)))
     priorities = [
@@ -72,7 +72,7 @@ def claim(table: Table, dialect: str, lanes: tuple[int, ...], *, bounded: bool =
             claimed_by=bindparam("claimed_by", type_=Text),
             claim_count=table.c.claim_count + 1,
             lease_expires_at=now_plus(bindparam("lease_seconds", type_=Float)),
-            run_id=None,
+            run_id=bindparam("run_id", type_=Text),
             updated_at=now(),
         )
         .returning(*action_columns(table, dialect))

@@ -22,7 +22,7 @@ def expired(table: Table, dialect: str) -> Select[Any]:
     asked for its state instead.
     """
     query = (
-        select(*action_columns(table, dialect))
+        select(*action_columns(table, dialect), table.c.run_id)
         .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
         .where(~is_elsewhere(table.c.claimed_by))
         .order_by(table.c.lease_expires_at, table.c.id)

@@ -256,8 +256,9 @@ def test_claim_writes_its_columns_and_no_others(engine: Engine) -> None:
 
     after = columns(engine, id_)
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"status", "claimed_at", "claimed_by", "claim_count", "lease_expires_at", "updated_at"}
+    assert changed == {"status", "claimed_at", "claimed_by", "claim_count", "lease_expires_at", "run_id", "updated_at"}
     assert (after["status"], after["claimed_by"], after["claim_count"]) == ("claimed", "flow-run-1", 1)
+    assert after["run_id"] == "flow-run-1"
     assert after["claimed_at"] == after["updated_at"]
     assert after["lease_expires_at"] - after["claimed_at"] == timedelta(seconds=90)
     assert (raw.id, raw.type, raw.claim_count, raw.fail_count, raw.claimed_by) == (id_, "a", 1, 0, "flow-run-1")
@@ -291,25 +292,23 @@ def test_action_without_reserved_keys_has_no_meta_and_no_rules(engine: Engine) -
 
 
 @pytest.mark.parametrize(
-    ("kinds", "is_suspect"),
+    ("kinds", "crashes"),
     [
-        ([], False),
-        (["failed"], False),
-        (["crashed"], True),
-        (["failed", "crashed"], True),
-        (["crashed", "failed"], False),
-        (["crashed", "crashed"], True),
+        ([], 0),
+        (["failed"], 0),
+        (["crashed"], 1),
+        (["failed", "crashed"], 1),
+        (["crashed", "failed"], 0),
+        (["crashed", "failed", "crashed", "crashed"], 2),
     ],
 )
-def test_what_crashed_last_is_suspect_and_what_failed_is_not(
-    engine: Engine, kinds: list[str], is_suspect: bool
-) -> None:
-    """A suspect runs alone; a row that only fails must not cost the others their company."""
+def test_crashes_in_a_row_are_counted_up_to_the_last_attempt(engine: Engine, kinds: list[str], crashes: int) -> None:
+    """A suspect waits for its trial; a row that only fails, or has come to an end since, does not."""
     add(engine, errors=[{"kind": kind} for kind in kinds])
 
     (raw,) = claim_due(engine)
 
-    assert raw.is_suspect is is_suspect
+    assert (raw.crashes, raw.was_tried) == (crashes, bool(kinds))
 
 
 def test_every_statement_of_a_claim_says_when_it_changed_the_row(engine: Engine) -> None:
@@ -351,16 +350,18 @@ def test_lease_is_judged_shorter_here_than_there(engine: Engine) -> None:
     assert raw.lease.holds
 
 
-def test_next_claim_forgets_the_last_run(engine: Engine) -> None:
-    """A row that is claimed but not begun must not point to the run of an earlier attempt."""
+@pytest.mark.parametrize(("may_begin", "run_id"), [(True, "flow-run"), (False, None)])
+def test_next_claim_forgets_the_last_run(engine: Engine, may_begin: bool, run_id: str | None) -> None:
+    """A row whose work has not begun must not point to the run of an earlier attempt, nor count as begun."""
     id_ = add(engine)
     (raw,) = claim_due(engine)
     settling.settle(engine, TABLE, verdicts(FAILED, [raw]), {id_: "task-run-1"})
     make_due(engine, id_)
 
-    (again,) = claim_due(engine)
+    (again,) = claim_due(engine, may_begin=may_begin)
 
-    assert (row(engine, id_).run_id, again.claim_count, again.fail_count) == (None, 2, 1)
+    assert (row(engine, id_).run_id, again.claim_count, again.fail_count) == (run_id, 2, 1)
+    assert again.lease.may_begin is may_begin
     assert [error["kind"] for error in again.errors] == ["failed"]
 
 

@@ -93,7 +93,13 @@ STEPS: Final[dict[str, Step]] = {
     "replace": lambda bind, _: do_publish(bind, "replace"),
     "keep": lambda bind, _: do_publish(bind, "keep"),
 }
-CLAIMED: Final = {"status": "claimed", "claimed_at": LONG_AGO, "claimed_by": "holder", "claim_count": 1}
+CLAIMED: Final = {
+    "status": "claimed",
+    "claimed_at": LONG_AGO,
+    "claimed_by": "holder",
+    "run_id": "holder",
+    "claim_count": 1,
+}
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "due": {},
     "held": {**CLAIMED, "lease_expires_at": seconds_from_now(300)},
@@ -285,7 +291,7 @@ def test_zombie_that_waits_for_its_rescue_writes_nothing_then_or_later(engine: E
     assert told == {None}
     assert claimed == "claimed"
     assert [STEPS[step](engine, id_) for step in ("settle", "begin", "renew")] == [None] * 3
-    assert (row(engine, id_).status, row(engine, id_).claim_count, row(engine, id_).run_id) == ("claimed", 2, None)
+    assert (row(engine, id_).status, row(engine, id_).claim_count, row(engine, id_).run_id) == ("claimed", 2, "other")
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])

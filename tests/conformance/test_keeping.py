@@ -198,8 +198,73 @@ def test_run_that_begins_after_its_verdict_is_of_no_account(engine: Engine, keep
     keeper.begin((second.id, second.claim_count), "much-too-late")
     assert keeper.flush(10)
 
-    assert [row(engine, raw.id).run_id for raw in (first, second)] == [None, None]
+    assert [row(engine, raw.id).run_id for raw in (first, second)] == ["flow-run"] * 2  # as claimed
     assert tally.report().processed == 2
+
+
+def test_work_may_begin_when_the_table_knows_it(engine: Engine, keeper: Keeper) -> None:
+    """Not a moment before: who is killed then must have lost an attempt."""
+    add_many(engine, [{}] * 3)
+    raws = claim_due(engine, may_begin=False)
+    keeper.hold(raws)
+
+    assert keeper.allow(raws[:2], "flow-run", timeout=10)
+
+    assert [row(engine, raw.id).run_id for raw in raws] == ["flow-run", "flow-run", None]
+    assert [raw.lease.may_begin for raw in raws] == [True, True, False]
+    assert keeper.allow(raws[:2], "flow-run", timeout=0)  # as it is
+
+
+def test_verdicts_before_it_are_written_first(engine: Engine, keeper: Keeper) -> None:
+    """A suspect that kills its process takes nothing with it that had ended when it was allowed to begin."""
+    add_many(engine, [{}] * (2 * BATCH + 100))
+    *ended, last = claim_due(engine, limit=5 * BATCH, may_begin=False)
+    keeper.hold([*ended, last])
+    settle_all(keeper, ended, Processed())
+
+    assert keeper.allow([last], "flow-run", timeout=30)
+
+    assert by_status(engine) == {"processed": len(ended), "claimed": 1}
+
+
+def test_lost_claim_may_not_begin(engine: Engine, keeper: Keeper) -> None:
+    """The mark finds out, before anything is done twice."""
+    add(engine)
+    (raw,) = claim_due(engine, may_begin=False)
+    keeper.hold([raw])
+    expire_leases(engine, raw.id)
+    rescue(engine, TABLE, lambda _: POLICY, limit=9)
+
+    keeper.allow([raw], "flow-run", timeout=10)
+
+    assert raw.lease.lost
+    assert not raw.lease.holds
+
+
+def test_claim_that_has_to_wait_is_written_back(engine: Engine, keeper: Keeper) -> None:
+    """What was claimed to begin at once and does not, is not at stake, and may be allowed later."""
+    (raw,) = held(engine, keeper, 1)
+
+    keeper.disallow([raw])
+    assert (row(engine, raw.id).run_id, raw.lease.may_begin) == (None, False)
+    keeper.allow([raw], "flow-run", timeout=10)
+
+    assert (row(engine, raw.id).run_id, raw.lease.may_begin) == ("flow-run", True)
+
+
+@takes_the_database_away
+def test_nothing_may_begin_while_the_table_can_not_be_written(engine: Engine, keeper: Keeper) -> None:
+    """The flow goes on with what it has begun; the rest waits, and begins when the table is back."""
+    add(engine)
+    (raw,) = claim_due(engine, may_begin=False)
+    keeper.hold([raw])
+
+    with database_away(engine):
+        assert not keeper.allow([raw], "flow-run", timeout=0.5)
+        assert not raw.lease.may_begin
+
+    assert keeper.allow([raw], "flow-run", timeout=20)
+    assert row(engine, raw.id).run_id == "flow-run"
 
 
 def test_run_is_on_the_row_while_it_works(engine: Engine, keeper: Keeper) -> None:

@@ -61,6 +61,38 @@ def test_expired_claim_is_pending_again_and_counted(engine: Engine) -> None:
     assert settlement.id == id_
 
 
+def test_claim_that_surely_never_began_costs_no_attempt(engine: Engine) -> None:
+    """What only waited for a slot is due as before, with nothing on record, as often as it happens."""
+    first, second = add(engine, due_in=-60), add(engine, due_in=-30)
+    before = row(engine, second)
+    for _ in range(7):
+        make_due(engine, first)
+        counts = {raw.id: raw.claim_count for raw in claim_due(engine, may_begin=False)}
+        claiming.begin(engine, TABLE, [(first, counts[first], "flow-run")])
+        expire_leases(engine, first, second)
+
+        told = rescue(engine, TABLE, lambda _: None, limit=10)
+
+        assert {settlement.id: str(settlement.status) for settlement in told} == {first: "pending", second: "pending"}
+        assert counts.keys() == {first, second}
+    begun, after = row(engine, first), row(engine, second)
+    assert (begun.fail_count, len(begun.errors)) == (7, 5)
+    assert (after.status, after.fail_count, after.errors, after.end_at) == ("pending", 0, (), before.end_at)
+    assert (after.claim_count, after.claimed_at, after.lease_expires_at) == (7, None, None)
+
+
+def test_claim_that_was_to_begin_and_was_kept_waiting_costs_no_attempt(engine: Engine) -> None:
+    """The mark can be taken back, as long as nothing has begun."""
+    id_ = add(engine)
+    (raw,) = claim_due(engine)
+    claiming.begin(engine, TABLE, [(id_, raw.claim_count, None)])
+    expire_leases(engine, id_)
+
+    rescue(engine, TABLE, policy_of, limit=10)
+
+    assert (row(engine, id_).status, row(engine, id_).fail_count) == ("pending", 0)
+
+
 def test_rescue_keeps_the_run_that_crashed(engine: Engine) -> None:
     """Its logs are the only witness."""
     id_ = add(engine)

@@ -241,22 +241,38 @@ class Lives(RuleBasedStateMachine):
         lease=leases,
         by=st.sampled_from(["flow-x", "flow-y", "flow-z"]),
         until=st.none() | seconds,
+        may_begin=st.booleans(),
     )
-    def claim(self, types: set[str], limit: int, lease: timedelta, by: str, until: timedelta | None) -> Any:
+    def claim(self, types: set[str], limit: int, lease: timedelta, by: str, until: timedelta | None, **how: Any) -> Any:
         """S1 and S8: nobody holds what is claimed, and it was due."""
-        return self.claim_some(types, limit, lease, by, until)
+        return self.claim_some(types, limit, lease, by, until, **how)
 
-    def claim_some(self, types: set[str], limit: int, lease: timedelta, by: str, until: timedelta | None) -> Any:
+    def claim_some(
+        self,
+        types: set[str],
+        limit: int,
+        lease: timedelta,
+        by: str,
+        until: timedelta | None,
+        *,
+        may_begin: bool = True,
+    ) -> Any:
         horizon = self.model.now if until is None else self.model.now + until
         limit = self.limit_past_ties(types, limit, horizon)
         raws = claim_due(
-            self.engine, *types, limit=limit, lease=lease, claimed_by=by, until=None if until is None else horizon
+            self.engine,
+            *types,
+            limit=limit,
+            lease=lease,
+            claimed_by=by,
+            until=None if until is None else horizon,
+            may_begin=may_begin,
         )
         for raw in raws:
             before = self.seen[raw.id]
             assert before.status == "pending", f"S1: #{raw.id} was {before.status}"
             assert in_milliseconds(before.end_at) <= self.model.now, f"S8: #{raw.id} is not due before {before.end_at}"
-        expected = self.model.claim(types, limit, lease, by, horizon)
+        expected = self.model.claim(types, limit, lease, by, horizon, may_begin)
         self.check_order([key_of(raw) for raw in raws], expected)
         return multiple(*raws)
 

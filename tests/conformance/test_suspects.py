@@ -1,4 +1,4 @@
-"""The loop with rows whose last attempt crashed: each runs alone in its process, and all come to an end."""
+"""The loop with rows whose last attempt crashed: no two of them are at stake together, and all come to an end."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.processors import Registry
 from tests.kit import looping
 from tests.kit.looping import ThreadDispatcher
-from tests.kit.tables import TABLE, add_many, by_status
+from tests.kit.tables import TABLE, add_many, by_status, change, seconds_from_now
 
 pytestmark = pytest.mark.timeout(120)
 
-CRASH = {"fail_count": 1, "claim_count": 1, "errors": [{"kind": "crashed", "claim_count": 1}]}
 COMPANY_SECONDS = 0.2  # long enough for what is started beside it to be seen there
+FRESH, SUSPECT, CONVICT = 0, 1, 2  # crashes in a row
 
 
 @dataclass
 class Witness:
-    """What each execution met when it began: the others that ran in this process, and what was claimed of the table."""
+    """What each execution met when it began: who ran in this process, and who would lose an attempt if it died now."""
 
     engine: Engine
     running: set[int] = field(default_factory=set[int])
     met: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
-    claimed: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    at_stake: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     lock: threading.Lock = field(default_factory=threading.Lock)
     slow: set[int] = field(default_factory=set[int])
 
@@ -44,52 +44,122 @@ class Witness:
             self.met[action.id] = set(self.running)
             self.running.add(action.id)
         with self.engine.connect() as connection:
-            claimed = connection.execute(select(TABLE.c.id).where(TABLE.c.status == "claimed")).scalars()
-            self.claimed[action.id] = set(claimed)
-        time.sleep(COMPANY_SECONDS * (10 if action.id in self.slow else 1))
+            may_have_begun = select(TABLE.c.id).where(TABLE.c.status == "claimed", TABLE.c.run_id.is_not(None))
+            self.at_stake[action.id] = set(connection.execute(may_have_begun).scalars())
+        time.sleep(COMPANY_SECONDS * (15 if action.id in self.slow else 1))
         with self.lock:
             self.running.discard(action.id)
 
 
-def run_loop(witness: Witness, **changes: Any) -> None:
+def run_loop(witness: Witness, *, rows_per_run: int | None = None, **changes: Any) -> None:
     """One claim flow with four slots, without Prefect, whose work is the witness's."""
     registry, dispatcher = Registry(), ThreadDispatcher(4)
-    processor("a", registry=registry)(witness.work)
+    processor("a", registry=registry, rows_per_run=rows_per_run)(witness.work)
     looping.run_loop(witness.engine, registry, dispatcher, **changes)
     dispatcher.close()
 
 
-def add_rows(engine: Engine, suspects: Sequence[bool]) -> list[int]:
-    """One row for each of *suspects*, due in that order."""
-    rows = [{"due_in": -60.0 + n, **(CRASH if is_suspect else {})} for n, is_suspect in enumerate(suspects)]
-    return add_many(engine, rows)
+def add_rows(engine: Engine, crashes: Sequence[int]) -> list[int]:
+    """One row for each of *crashes*, due in that order."""
+    records = [[{"kind": "crashed", "claim_count": count + 1} for count in range(number)] for number in crashes]
+    return add_many(
+        engine,
+        [
+            {"due_in": -60.0 + n, "fail_count": len(record), "claim_count": len(record), "errors": record}
+            for n, record in enumerate(records)
+        ],
+    )
 
 
-@pytest.mark.parametrize(
-    "suspects",
-    [[False] * 10 + [True], [True] + [False] * 6, [True] * 3, [False, True, False, True, False] * 3],
-    ids=["among many that are ahead", "first", "nobody else", "mixed"],
-)
-def test_suspect_runs_alone(engine: Engine, suspects: list[bool]) -> None:
-    """If it kills the process, no other claim is open: not one that runs, nor one that waits, nor a late verdict."""
-    ids = add_rows(engine, suspects)
+ORDERS = {
+    "among many that are ahead": [FRESH] * 10 + [SUSPECT] * 2,
+    "first": [SUSPECT] * 2 + [FRESH] * 6,
+    "nobody else": [SUSPECT] * 4,
+    "mixed": [FRESH, SUSPECT, FRESH, SUSPECT, CONVICT] * 3,
+}
+
+
+@pytest.mark.parametrize("rows_per_run", [None, 5])
+@pytest.mark.parametrize("crashes", ORDERS.values(), ids=ORDERS)
+def test_no_two_suspects_are_at_stake_together(engine: Engine, crashes: list[int], rows_per_run: int | None) -> None:
+    """If one kills the process, no other loses its second attempt: none that waits, and none whose verdict is late."""
+    ids = add_rows(engine, crashes)
+    suspects = {id_ for id_, number in zip(ids, crashes, strict=True) if number}
     witness = Witness(engine)
 
-    run_loop(witness)
+    run_loop(witness, rows_per_run=rows_per_run)
 
     assert by_status(engine) == {"processed": len(ids)}
-    for id_, is_suspect in zip(ids, suspects, strict=True):
-        if is_suspect:
-            assert witness.met[id_] == set()
-            assert witness.claimed[id_] == {id_}
-        else:
-            accused = {other for other, guilty in zip(ids, suspects, strict=True) if guilty}
-            assert not witness.met[id_] & accused
+    for id_ in suspects:
+        assert witness.met[id_] & suspects == set()
+        assert witness.at_stake[id_] & suspects == {id_}
+
+
+@pytest.mark.parametrize("rows_per_run", [None, 3])
+def test_what_crashed_twice_takes_nobody_with_it(engine: Engine, rows_per_run: int | None) -> None:
+    """It is the likeliest cause of both crashes, so others are kept from it: also those that never crashed."""
+    crashes = [FRESH] * 3 + [CONVICT] + [FRESH] * 6 + [CONVICT]
+    ids = add_rows(engine, crashes)
+    witness = Witness(engine)
+
+    run_loop(witness, rows_per_run=rows_per_run)
+
+    assert by_status(engine) == {"processed": len(ids)}
+    for id_ in (ids[3], ids[-1]):
+        assert witness.met[id_] == set()
+        assert witness.at_stake[id_] == {id_}
+
+
+def test_fresh_work_goes_on_beside_a_suspect(engine: Engine) -> None:
+    """A deploy that kills its flows leaves suspects which are hours of innocent work: they must not stop all else."""
+    ids = add_rows(engine, [SUSPECT, SUSPECT, *[FRESH] * 12])
+    witness = Witness(engine, slow={ids[0]})
+
+    run_loop(witness, alone=timedelta(minutes=1))
+
+    assert by_status(engine) == {"processed": len(ids)}
+    assert witness.met[ids[0]] == set(ids[2:])
+
+
+def test_next_suspect_begins_when_the_one_before_has_lived_for_a_while(engine: Engine) -> None:
+    """What kills its process mostly does so at once, and innocent work may take hours."""
+    first, second = add_rows(engine, [SUSPECT, SUSPECT])
+    witness = Witness(engine, slow={first})
+
+    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+
+    assert by_status(engine) == {"processed": 2}
+    assert witness.met[second] == {first}
+
+
+def test_what_crashed_twice_is_joined_by_others_when_it_has_lived_for_a_while(engine: Engine) -> None:
+    """An innocent one that was killed twice must not stop its flow for the hours that it takes."""
+    ids = add_rows(engine, [CONVICT, FRESH, FRESH, FRESH])
+    witness = Witness(engine, slow={ids[0]})
+
+    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+
+    assert by_status(engine) == {"processed": 4}
+    assert witness.at_stake[ids[0]] == {ids[0]}
+    assert witness.met[ids[0]] == {*ids[1:]}
+
+
+def test_what_crashed_twice_does_not_wait_for_ever_beside_slow_work(engine: Engine) -> None:
+    """Nor does all else wait with it for as long as something runs."""
+    slow, convict, fresh = add_rows(engine, [FRESH, CONVICT, FRESH])
+    change(engine, convict, fresh, end_at=seconds_from_now(COMPANY_SECONDS))
+    witness = Witness(engine, slow={slow})
+
+    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+
+    assert by_status(engine) == {"processed": 3}
+    assert witness.met[convict] == {slow}
+    assert slow in witness.met[fresh]
 
 
 def test_others_still_run_side_by_side(engine: Engine) -> None:
     """Only suspects pay: the witness sees company where there is some, so it would see a suspect's too."""
-    ids = add_rows(engine, [False] * 8 + [True])
+    ids = add_rows(engine, [FRESH] * 8 + [SUSPECT])
     witness = Witness(engine)
 
     run_loop(witness)
@@ -98,8 +168,8 @@ def test_others_still_run_side_by_side(engine: Engine) -> None:
 
 
 def test_one_claim_with_suspects_is_worked_off_without_drain(engine: Engine) -> None:
-    """What was given back to let a suspect run alone would else wait for the next tick, and the next, and the next."""
-    ids = add_rows(engine, [True, True, False, False])
+    """What waits for its trial would else wait for the next tick, and the next, and the next."""
+    ids = add_rows(engine, [SUSPECT, CONVICT, FRESH, FRESH])
     witness = Witness(engine)
 
     run_loop(witness, drain=False)
@@ -107,54 +177,31 @@ def test_one_claim_with_suspects_is_worked_off_without_drain(engine: Engine) -> 
     assert by_status(engine) == {"processed": len(ids)}
 
 
-def test_a_release_costs_the_suspects_no_attempt(engine: Engine) -> None:
-    """Waiting for its turn is no attempt."""
-    add_rows(engine, [True] * 4)
-    witness = Witness(engine)
+@pytest.mark.parametrize("rows_per_run", [None, 5])
+def test_waiting_for_a_trial_costs_neither_an_attempt_nor_a_claim(engine: Engine, rows_per_run: int | None) -> None:
+    """They are kept, and not given back and claimed again for each that is tried."""
+    add_rows(engine, [SUSPECT] * 6 + [FRESH] * 6)
 
-    run_loop(witness)
+    run_loop(Witness(engine), rows_per_run=rows_per_run)
 
     with engine.connect() as connection:
-        assert set(connection.execute(select(TABLE.c.fail_count)).scalars()) == {1}
+        rows = connection.execute(select(TABLE.c.fail_count, TABLE.c.claim_count)).all()
+    assert sorted(map(tuple, rows)) == [(0, 1)] * 6 + [(1, 2)] * 6
 
 
-def test_slow_suspect_is_soon_joined_by_others(engine: Engine) -> None:
-    """A deploy that kills its flows leaves suspects which are hours of innocent work: they must not stop all else."""
-    ids = add_rows(engine, [True, False, False, False])
+def test_suspects_do_not_take_the_place_of_other_work(engine: Engine) -> None:
+    """A backlog that begins with more suspects than a claim is for leaves no slot empty."""
+    ids = add_rows(engine, [SUSPECT] * 12 + [FRESH] * 6)
     witness = Witness(engine, slow={ids[0]})
 
-    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+    run_loop(witness, alone=timedelta(minutes=1))
 
-    assert by_status(engine) == {"processed": 4}
-    assert witness.claimed[ids[0]] == {ids[0]}
-    assert witness.met[ids[0]] == {*ids[1:]}
-
-
-def test_suspect_does_not_wait_for_ever_beside_slow_work(engine: Engine) -> None:
-    """Nor is a row left behind for as long as something runs."""
-    first, second = add_rows(engine, [True, True])
-    witness = Witness(engine, slow={first})
-
-    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS), patience=timedelta(seconds=2 * COMPANY_SECONDS))
-
-    assert by_status(engine) == {"processed": 2}
-    assert witness.met[second] == {first}
+    assert by_status(engine) == {"processed": len(ids)}
+    assert witness.met[ids[0]] == set(ids[12:])
 
 
-def test_suspects_among_themselves_are_claimed_one_by_one(engine: Engine) -> None:
-    """Claimed together, all but one would be given back each time, and the counts of claims would grow as a square."""
-    add_rows(engine, [True] * 5)
-
-    run_loop(Witness(engine))
-
-    with engine.connect() as connection:
-        counts = connection.execute(select(TABLE.c.claim_count).order_by(TABLE.c.claim_count)).scalars().all()
-    assert by_status(engine) == {"processed": 5}
-    assert counts == [2, 3, 3, 3, 3]
-
-
-def test_suspect_runs_alone_for_a_part_of_a_short_lease_only() -> None:
-    """Ten seconds after each kill would cost a flow with a lease of three most of its slots."""
+def test_trial_takes_a_part_of_a_short_lease_only() -> None:
+    """Ten seconds for each after a kill would be many leases of three."""
     common: dict[str, Any] = {"limit": 1, "concurrency": 1, "claimed_by": "loop"}
 
     assert LoopOptions(lease=timedelta(seconds=3), **common).alone_within == timedelta(seconds=0.5)

@@ -32,3 +32,16 @@ def work(action: Action) -> None:
 def work_in_batches(action: Action) -> None:
     """Killer and siblings in the same runs."""
     (kill if action.type.endswith(".killer") else work)(action)
+
+
+@processor("k.long", max_attempts=MAX_ATTEMPTS, backoff=timedelta(0))
+def work_long(action: Action) -> None:
+    """Until it is killed."""
+    with LEDGER.attempt(action):
+        time.sleep(120)
+
+
+@processor("k.long.batch", rows_per_run=2, max_attempts=MAX_ATTEMPTS, backoff=timedelta(0))
+def work_long_in_batches(action: Action) -> None:
+    """As `work_long`."""
+    work_long(action)

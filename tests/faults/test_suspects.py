@@ -11,10 +11,14 @@ import pytest
 from sqlalchemy import Engine
 
 from prefect_claim_dispatch import operations, publish_many
+from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.publishing import Publisher
+from prefect_claim_dispatch.rescuing import rescue
 from tests.kit.ledger import VARIABLE, Ledger
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Child, Processes
+from tests.kit.tables import TABLE, expire_leases
+from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -88,5 +92,38 @@ def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
     assert {str(row.status) for row in siblings} == {"processed"}
     lost = Counter(row.fail_count for row in siblings)
     assert set(lost) <= {0, 1}, f"attempts lost by siblings: {lost}"
+    if lane == "k":  # four slots: twice it had company, and what waited for a slot beside it has lost nothing
+        assert lost[1] <= 2 * 3
     for row in siblings:
         assert 1 <= executed[row.id] <= 1 + row.fail_count
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql-18"], indirect=True)
+@pytest.mark.parametrize(("type_", "at_stake"), [("k.long", 4), ("k.long.batch", 8)])
+def test_row_that_surely_never_began_loses_no_attempt(
+    engine: Engine, start_flow: StartFlow, ledger: Ledger, type_: str, at_stake: int
+) -> None:
+    """Killed without a signal: what had a slot may have begun and is counted; what only waited for one is not."""
+    publish_all(engine, [type_] * 20)
+    flow = start_flow()
+    wait_until(lambda: begun(ledger) >= 4, description="all slots are taken", timeout=60)
+    claimed = {row.id for row in operations.find(engine, status="claimed", limit=None)}
+    flow.kill()
+    assert flow.wait(30) == -signal.SIGKILL
+
+    expire_leases(engine, *claimed)
+    rescue(engine, TABLE, lambda _: RetryPolicy(), limit=100)
+
+    rows = operations.find(engine, limit=None)
+    charged = {row.id for row in rows if row.fail_count}
+    assert len(charged) == at_stake
+    assert charged >= {entry.id for entry in ledger.read().entries if entry.what == "begin"}
+    assert {str(row.status) for row in rows} == {"pending"}
+    if type_ == "k.long":
+        assert len(claimed - charged) == 4  # read ahead
+        assert charged == {entry.id for entry in ledger.read().entries if entry.what == "begin"}
+
+
+def begun(ledger: Ledger) -> int:
+    """How many executions have begun."""
+    return sum(entry.what == "begin" for entry in ledger.read().entries)

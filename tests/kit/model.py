@@ -89,12 +89,14 @@ class Model:
             for other in others
         )
 
-    def claim(self, types: Iterable[str], limit: int, lease: timedelta, by: str, until: datetime) -> list[Modelled]:
+    def claim(  # noqa: PLR0917 - as drawn
+        self, types: Iterable[str], limit: int, lease: timedelta, by: str, until: datetime, may_begin: bool = True
+    ) -> list[Modelled]:
         """The first *limit* claimable rows, claimed."""
         wanted = [row for row in self.rows.values() if row.type in types and self.is_claimable(row, until)]
         chosen = sorted(wanted, key=lambda row: (-row.priority, row.end_at, row.id))[:limit]
         for row in chosen:
-            row.status, row.claimed_at, row.claimed_by, row.run_id = "claimed", self.now, by, None
+            row.status, row.claimed_at, row.claimed_by, row.run_id = "claimed", self.now, by, by if may_begin else None
             row.claim_count += 1
             row.lease_expires_at = self.now + lease
         return chosen
@@ -142,6 +144,9 @@ class Model:
         over = [row for row in self.rows.values() if row.lease_expires_at and row.lease_expires_at < self.now]
         chosen = sorted(over, key=lambda row: (row.lease_expires_at, row.id))[:limit]
         for row in chosen:
+            if row.run_id is None:  # nobody may have begun it
+                row.leave("pending", self.now)
+                continue
             self.fail(row, "crashed", MAX_ATTEMPTS if row.type in registered else float("inf"))
         return [row.id for row in chosen]
 

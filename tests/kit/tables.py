@@ -17,7 +17,7 @@ from prefect_claim_dispatch.claiming import Lane, RawAction
 from prefect_claim_dispatch.dialects import now, now_plus
 from prefect_claim_dispatch.outcomes import Outcome
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
-from prefect_claim_dispatch.schema import actions_table
+from prefect_claim_dispatch.schema import ELSEWHERE, actions_table
 from prefect_claim_dispatch.statements import NAME
 
 TABLE = actions_table()
@@ -91,10 +91,17 @@ def claim_due(
     lease: timedelta = LEASE,
     claimed_by: str = "flow-run",
     until: datetime | None = None,
+    may_begin: bool | None = None,
 ) -> list[RawAction]:
-    """Survey, then claim what is due of *types* (all, unless given), as one round of the loop does."""
+    """Survey, then claim what is due of *types* (all, unless given), as one round of the loop does.
+
+    To begin at once unless *may_begin* says otherwise, or a deployment's run is to be created first.
+    """
     lanes = [lane for lane in claiming.survey(engine, TABLE).due(until) if not types or lane.type in types]
-    return claiming.claim(engine, TABLE, lanes, limit=limit, lease=lease, claimed_by=claimed_by, until=until)
+    begins = not claimed_by.startswith(ELSEWHERE) if may_begin is None else may_begin
+    return claiming.claim(
+        engine, TABLE, lanes, limit=limit, lease=lease, claimed_by=claimed_by, until=until, may_begin=begins
+    )
 
 
 def claim_blindly(engine: Engine, *lanes: tuple[str, int], limit: int = 1_000) -> list[RawAction]:

@@ -1,0 +1,164 @@
+"""The line: what was claimed and has not begun, and how it begins, ends and is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
+from prefect_claim_dispatch.dispatching.grouping import Grouping
+from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.options import LoopOptions
+from prefect_claim_dispatch.dispatching.reaching import ApiWatch
+from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.slots import POLL, Slots
+from prefect_claim_dispatch.dispatching.suspects import Group, Trials
+from prefect_claim_dispatch.dispatching.work import Work
+from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.outcomes import Outcome, Released
+from prefect_claim_dispatch.policies import settlement_for
+from prefect_claim_dispatch.registrations import Processor
+from prefect_claim_dispatch.reports import Tally
+
+
+class Line:
+    """Claimed actions in groups that share a run, in the order in which they begin.
+
+    Nothing begins, not even the guard, which calls code of the user's, before the table knows that it may have: see
+    `Keeper.allow`.
+    """
+
+    def __init__(  # noqa: PLR0917 - its parts, each of another type
+        self,
+        routing: Routing,
+        grouping: Grouping,
+        slots: Slots,
+        dispatcher: Dispatcher,
+        keeper: Keeper,
+        tally: Tally,
+        *,
+        options: LoopOptions,
+        api: ApiWatch | None,
+    ) -> None:
+        self._routing = routing
+        self._grouping = grouping
+        self._slots = slots
+        self._dispatcher = dispatcher
+        self._keeper = keeper
+        self._tally = tally
+        self._options = options
+        self._api = api
+        self._trials = Trials(options.alone_within, routing.is_isolated)
+        self._waiting: list[Group] = []
+
+    def __len__(self) -> int:
+        """How many actions wait."""
+        return sum(len(group) for group in self._waiting)
+
+    @property
+    def soon(self) -> int:
+        """How many runs will take a slot as soon as there is one; suspects wait for other things."""
+        return sum(not self._trials.is_suspect(group[0]) for group in self._waiting)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing may begin now, though there are slots."""
+        return self._trials.is_alone(self._slots.runs)
+
+    @property
+    def pause(self) -> float:
+        """Seconds after which to look again, though no slot was freed."""
+        return min(POLL, self._trials.seconds_left) if self._waiting else POLL
+
+    def add(self, claimed: Sequence[RawAction]) -> None:
+        """Put *claimed* at its end. What was claimed to begin at once may have to wait, for suspects among them."""
+        self._keeper.hold(claimed)
+        self._waiting += self._grouping.groups(claimed)
+        waits = [raw for raw in self._trials.kept_waiting(claimed) if raw.lease.may_begin]
+        if waits:
+            self._keeper.disallow(waits)
+
+    def begin(self) -> None:
+        """Start all that may begin, each as soon as there is a slot; suspects may have to stay in the line."""
+        while chosen := self._trials.chosen(self._waiting, max(1, self._slots.left), self._slots.runs):
+            self._slots.wait_for_one()
+            if not self._allow(chosen):
+                return  # the database is away, or slow: the next round finds out
+            for group in chosen:
+                self._start(group)
+
+    def finish(self) -> None:
+        """Start all there is, each when it may begin, and wait until all has ended."""
+        while self._waiting:
+            self.begin()
+            if self._waiting:
+                self._slots.wait_for_fewer(len(self._slots), self.pause)
+        self._slots.wait_for_none()
+
+    def release(self) -> None:
+        """Give back what has not begun."""
+        for group in self._waiting:
+            for raw in group:
+                self._settle_raw(raw, Released())
+        self._waiting.clear()
+        for work in self._slots.works:
+            if work.withdraw():
+                self._settle(work, Released())
+
+    def _allow(self, groups: Iterable[Group]) -> bool:
+        waits = [raw for group in groups for raw in group if not raw.lease.may_begin]
+        within = self._options.lease.total_seconds() / 4
+        return not waits or self._keeper.allow(waits, self._options.claimed_by, within)
+
+    def _start(self, group: Group) -> None:
+        """Hand over what shares a run; it leaves the line only when somebody else answers for it."""
+        processor = self._routing.match(group[0].type)
+        works = [work for raw in group if (work := self._admitted(raw, processor)) is not None]
+        if not works:
+            self._waiting.remove(group)
+            return
+        run = works[0] if processor is None or processor.rows_per_run is None else Batch(works)
+        self._slots.take(run)
+        self._trials.begun(run, group[0])
+        self._waiting.remove(group)
+        self._dispatcher.submit(run, self._done)
+        self._grouping.started()
+        self._tally.add("runs")
+        self._tally.add("dispatched", len(works))
+
+    def _admitted(self, raw: RawAction, processor: Processor | None) -> Work | None:
+        """The work of *raw*; None if it ended here, settled."""
+        if processor is None:
+            # Undeployed since the survey: not ours to judge.
+            self._settle_raw(raw, Released())
+            return None
+        verdict = guarded(raw, processor, self._routing.policy(processor))
+        if not isinstance(verdict, tuple):
+            self._settle_raw(raw, verdict)
+            return None
+        action, arguments = verdict
+        return Work(action, processor, arguments, on_begin=self._begun, on_outcome=self._settle)
+
+    def _begun(self, work: Work, run_id: str) -> None:
+        self._keeper.begin((work.action.id, work.action.claim_count), run_id)
+
+    def _settle(self, work: Work, outcome: Outcome) -> None:
+        self._keeper.settle(settlement_for(outcome, work.action, self._routing.policy(work.processor)))
+
+    def _settle_raw(self, raw: RawAction, outcome: Outcome) -> None:
+        policy = self._routing.policy(self._routing.match(raw.type))
+        self._keeper.settle(settlement_for(outcome, raw, policy))
+
+    def _done(self, run: Workload, ended: str) -> None:
+        if not run.has_begun and self._api is not None and self._api.is_away():
+            # Prefect asks its API before it calls a task in a new thread: that is no failure of these actions'.
+            for work in run.works:
+                work.withdraw()
+        run.conclude(ended)
+        for work in run.works:
+            if not work.has_begun:
+                # It never began, since its lease could not be relied on any more, or the run ended before its turn:
+                # give it back, if it is still ours to give.
+                self._settle(work, Released())
+        self._slots.free(run)
