@@ -12,7 +12,6 @@ from tests.kit.postgres import Server, StopMode
 from tests.kit.proxy import COMMIT, Proxy
 from tests.soak.stage import CLAIMING, Member, Stage
 
-PAUSE_SECONDS = {"postgresql": 1.1, "sqlite": 1.6}
 DISTURBING = frozenset({"restart fast", "restart immediate", "terminate", "delay", "blackhole", "cut"})
 """What happens to the database, and so to everybody: how soon the dead one's rows begin again is then another story."""
 
@@ -44,8 +43,7 @@ class Chaos:
             self.stage.restart_dead()
             if now >= next_at:
                 next(faults)()
-                mean = PAUSE_SECONDS[self.stage.scenario.database]
-                next_at = time.monotonic() + self.dice.uniform(0.5, 1.5) * mean
+                next_at = time.monotonic() + self.dice.uniform(0.5, 1.5) * self.stage.scenario.pause_seconds
             time.sleep(0.02)
 
     def heal(self) -> float:

@@ -11,6 +11,7 @@ MOST_ROWS = 60_000
 Database = Literal["sqlite", "postgresql"]
 PER_SECOND: dict[Database, float] = {"postgresql": 32.0, "sqlite": 10.0}
 CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 3}
+PAUSE_SECONDS: dict[Database, float] = {"postgresql": 1.1, "sqlite": 1.6}
 LEASE_SECONDS: dict[Database, float] = {"postgresql": 3.0, "sqlite": 4.0}
 INTERVAL_SECONDS = 1.0
 """How often an idle claim loop looks; a dead one's rows are found that much after their leases at the latest."""
@@ -28,6 +29,7 @@ class Scenario:
     publishers: int = 2
     concurrency: int = 12
     lease: float | None = None
+    pause: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -38,6 +40,11 @@ class Scenario:
     def lease_seconds(self) -> float:
         """Short, so that leases end often, unless asked for otherwise."""
         return self.lease or LEASE_SECONDS[self.database]
+
+    @property
+    def pause_seconds(self) -> float:
+        """The mean time from one fault to the next."""
+        return self.pause or PAUSE_SECONDS[self.database]
 
     @property
     def bound_seconds(self) -> float:
