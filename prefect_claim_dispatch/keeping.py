@@ -90,7 +90,8 @@ class Keeper:
         """Write down that the work of *claimed* may begin in *run_id*, and return when that is so.
 
         All verdicts before are written first: who dies then takes nothing with it that has ended. False when it could
-        not be written in *timeout* seconds. Of a claim that is not held any more, the lease is lost.
+        not be written, or not in *timeout* seconds; it is tried again. Of a claim that is not held any more, the lease
+        is lost.
         """
         keys = [(raw.id, raw.claim_count) for raw in claimed]
         with self._changed:
@@ -99,7 +100,8 @@ class Keeper:
                     self._run_ids[key] = run_id
                     self._marks.add(key)
             self._hurry()
-            is_written = self._written.wait_for(lambda: self._marks.isdisjoint(keys), timeout)
+            self._written.wait_for(lambda: self._marks.isdisjoint(keys) or self._outage.is_on, timeout)
+            is_written = self._marks.isdisjoint(keys)
         if is_written:
             for raw in claimed:
                 raw.lease.may_begin = True
@@ -132,12 +134,16 @@ class Keeper:
                 self._marks.discard(key)
                 self._note_arrival()
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are."""
+    def flush(self, timeout: float, *, patiently: bool = True) -> bool:
+        """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are.
+
+        Unless *patiently*, no longer than until one could not be written.
+        """
         with self._changed:
             if self._verdicts:
                 self._hurry()
-            return self._written.wait_for(lambda: not self._verdicts, timeout)
+            self._written.wait_for(lambda: not self._verdicts or (self._outage.is_on and not patiently), timeout)
+            return not self._verdicts
 
     def close(self) -> None:
         """Write what is left, while its leases last, and end the thread.
@@ -216,6 +222,8 @@ class Keeper:
             self._retry_at = elapsed_clock() + min(self._outage.failed(error), self._lease.total_seconds() / 4)
             self._give_up_expired()
             self._take_last_chance()
+            with self._changed:
+                self._written.notify_all()
         else:
             self._outage.ended()
             self._retry_at = 0.0

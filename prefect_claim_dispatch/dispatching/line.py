@@ -108,8 +108,7 @@ class Line:
 
     def _allow(self, groups: Iterable[Group]) -> bool:
         waits = [raw for group in groups for raw in group if not raw.lease.may_begin]
-        within = self._options.lease.total_seconds() / 4
-        return not waits or self._keeper.allow(waits, self._options.claimed_by, within)
+        return not waits or self._keeper.allow(waits, self._options.claimed_by, self._options.soon)
 
     def _start(self, group: Group) -> None:
         """Hand over what shares a run; it leaves the line only when somebody else answers for it."""

@@ -28,6 +28,7 @@ from prefect_claim_dispatch.reports import Tally
 
 CONTENDED_PAUSE = 0.05
 CONTENDED_ROUNDS = 20
+UNSETTLED_PAUSE = 0.25
 
 
 class ClaimLoop:
@@ -107,9 +108,8 @@ class ClaimLoop:
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
         outstanding = len(self._slots)
-        if not outstanding:
-            # What failed may be due again at once; look only when the verdicts are in the table.
-            self._keeper.flush(timeout=self._options.lease.total_seconds())
+        # What failed may be due again at once; there is no end before the verdicts are in the table.
+        is_settled = not outstanding and self._keeper.flush(timeout=self._options.soon, patiently=False)
         self._survey = survey = claiming.survey(self._engine, self._table)
         here, there = self._lanes(survey)
         lanes = here + there
@@ -132,7 +132,9 @@ class ClaimLoop:
         elif outstanding or len(self._line):
             # As it was before the survey, which has not seen the verdict of what has ended since.
             self._slots.wait_for_fewer(outstanding, self._line.pause)
-        else:
+        elif not is_settled and not len(self._slots):
+            self._slots.pause(UNSETTLED_PAUSE)
+        elif claimed_here is not None:
             return self._wait_for_more(survey, stay_until)
         return True
 

@@ -33,6 +33,11 @@ class LoopOptions:
         return min(self.alone, self.lease / ALONE_SHARE)
 
     @property
+    def soon(self) -> float:
+        """Seconds in which the table is written; what takes longer is looked at from the next round."""
+        return self.lease.total_seconds() / 8
+
+    @property
     def read_ahead(self) -> int:
         """Claims that wait for a slot, so that none stands empty while the next claim is made.
 

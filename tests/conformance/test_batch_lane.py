@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -107,7 +108,7 @@ def test_rows_together_are_one_call(engine: Engine) -> None:
 
 
 def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
-    """Slots times rows, and one batch ahead; of types that need a run each, no more than without batches."""
+    """Slots times rows; of types that need a run each, no more than without batches: here, what is read ahead."""
     registry, dispatcher = Registry(), Witnessed()
     most, go_on = list[int](), threading.Event()
 
@@ -120,7 +121,7 @@ def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
 
     def look() -> None:
         wait_until(lambda: len(dispatcher.runs) >= 4, description="all slots are taken")
-        wait_until(lambda: claimed_now(engine) >= 50, description="what is read ahead is claimed")
+        time.sleep(0.5)  # so long, nothing is read ahead
         most.append(claimed_now(engine))
         go_on.set()
 
@@ -131,7 +132,7 @@ def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
     looking.join()
     dispatcher.close()
 
-    assert most == [50]
+    assert most == [44]
     assert by_status(engine) == {"processed": 240}
 
 

@@ -77,7 +77,7 @@ def test_claim_that_surely_never_began_costs_no_attempt(engine: Engine) -> None:
         assert counts.keys() == {first, second}
     begun, after = row(engine, first), row(engine, second)
     assert (begun.fail_count, len(begun.errors)) == (7, 5)
-    assert (after.status, after.fail_count, after.errors, after.end_at) == ("pending", 0, (), before.end_at)
+    assert (after.status, after.fail_count, after.errors, after.end_at) == ("pending", 0, [], before.end_at)
     assert (after.claim_count, after.claimed_at, after.lease_expires_at) == (7, None, None)
 
 

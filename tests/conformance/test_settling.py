@@ -164,7 +164,7 @@ def test_each_row_keeps_its_own_verdict(engine: Engine) -> None:
 
     rows = [row(engine, raw.id) for raw in (first, second, third)]
     assert [found.status for found in rows] == ["processed", "pending", "pending"]
-    assert [found.run_id for found in rows] == [None, "run-2", None]
+    assert [found.run_id for found in rows] == ["flow-run", "run-2", "flow-run"]  # the others' as claimed
     assert [[error["message"] for error in found.errors] for found in rows] == [[], [], ["third"]]
     assert [round((found.end_at - found.now).total_seconds(), -1) for found in rows[1:]] == [3600, 10]
 

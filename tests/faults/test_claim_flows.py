@@ -141,12 +141,13 @@ def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, s
 
     rows = operations.find(engine, limit=None)
     assert {str(row.status) for row in rows} == {"processed"}
-    assert report["rescued"] == sum(row.fail_count for row in rows) >= 4
+    assert sum(row.fail_count for row in rows) == 4  # what had a slot; two more may have waited for one
+    assert 4 <= report["rescued"] <= 6
     executed = Counter(int(line[0]) for line in ledger() if line[2] == "begun")
     for row in rows:
         crashes = sum(error["kind"] == "crashed" for error in row.errors)
         assert executed[row.id] <= 1 + crashes
-        assert row.claim_count >= 1 + crashes  # and one more whenever it was given back, to let another run alone
+        assert 1 + crashes <= row.claim_count <= 2
 
 
 def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, start_flow: StartFlow) -> None:

@@ -29,7 +29,7 @@ def size_of(type_: str) -> int:
 
 def raw(id_: int, type_: str, fail_count: int = 0) -> RawAction:
     """As much of a claimed row as grouping looks at."""
-    return cast("RawAction", SimpleNamespace(id=id_, type=type_, fail_count=fail_count))
+    return cast("RawAction", SimpleNamespace(id=id_, type=type_, was_tried=fail_count > 0))
 
 
 def grouping(*, concurrency: int = 4, runs_per_second: float = 30) -> Grouping:
@@ -110,10 +110,10 @@ def test_lanes_are_claimed_in_parts_of_one_size(lanes: list[tuple[str, int]], pa
 
 
 def test_room_is_in_runs() -> None:
-    """Four slots of 500 rows: so many can start soon, and one batch is read ahead; of single rows a few."""
+    """Four slots of 500 rows: so many can start at once, and no batch is read ahead; of single rows a few are."""
     options = LoopOptions(limit=9_999, lease=timedelta(minutes=5), concurrency=4, claimed_by="me")
 
-    assert [options.room(taken, 500) for taken in (0, 3, 4, 6)] == [2500, 1000, 500, 500]
+    assert [options.room(taken, 500) for taken in (0, 3, 4, 6)] == [2000, 500, 0, 0]
     assert [options.room(taken, 1) for taken in (0, 3, 4, 8)] == [8, 5, 4, 0]
 
 
