@@ -108,6 +108,7 @@ class Bare:
                 "limit": batch,
                 "lease_seconds": LEASE.total_seconds(),
                 "claimed_by": "benchmark",
+                "run_id": "benchmark",
                 "type_0": lanes[0][0],
                 "priority_0": lanes[0][1],
             }

@@ -1,4 +1,4 @@
-"""``python -m tests.mutation [--only TEXT] [--survivors] [--trust-list] [--sample N --seed S] [--workers W] [--list] [--notes FILE]``.
+"""``python -m tests.mutation [--only TEXT] [--survivors] [--trust-list] [--workers W] [--notes FILE]``, see ``--help``.
 
 Exit code 1 when less than 90 % are killed, or when a mutant survives that is not in ``survivors.toml``.
 """

@@ -150,7 +150,7 @@ def assert_leases_are_not_walked_through(plan: Plan) -> None:
 
 
 def claim_parameters(lanes: list[tuple[str, int]], limit: int) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"limit": limit, "lease_seconds": 60.0, "claimed_by": "run"}
+    parameters: dict[str, Any] = {"limit": limit, "lease_seconds": 60.0, "claimed_by": "run", "run_id": "run"}
     for position, (type_, priority) in enumerate(lanes):
         parameters |= {f"type_{position}": type_, f"priority_{position}": priority}
     return parameters

@@ -26,7 +26,7 @@ BACKLOG = """
     SELECT 'type.' || i % 5, i % 3, datetime('now', '-1 hour') FROM series"""
 DUE = "SEARCH candidate USING INDEX ix_action_logs_due (type=? AND priority=? AND end_at<?)"
 LANES = {f"type_{n}": f"type.{n % 2}" for n in range(4)} | {f"priority_{n}": 2 - n // 2 for n in range(4)}
-CLAIM = {"limit": 10, "lease_seconds": 60.0, "claimed_by": "run"} | LANES
+CLAIM = {"limit": 10, "lease_seconds": 60.0, "claimed_by": "run", "run_id": "run"} | LANES
 BY_ID = "SEARCH action_logs USING INTEGER PRIMARY KEY (rowid=?)"
 
 

@@ -42,7 +42,14 @@ def connection(postgres_server: postgres.Server) -> Iterator[psycopg.Connection]
 
 def claimed(connection: psycopg.Connection) -> Plan:
     """A claim of LIMIT of the rows that are due, rolled back."""
-    parameters = {"limit": LIMIT, "lease_seconds": 60.0, "claimed_by": "run", "type_0": "a", "priority_0": 0}
+    parameters = {
+        "limit": LIMIT,
+        "lease_seconds": 60.0,
+        "claimed_by": "run",
+        "run_id": "run",
+        "type_0": "a",
+        "priority_0": 0,
+    }
     connection.autocommit = False
     try:
         return explained(connection, claim(TABLE, "postgresql", (1,)), parameters, "force_generic_plan")
