@@ -121,7 +121,8 @@ def drain(
     The same statements claim, rescue and settle; the same guard decodes, asks the rules and validates; the same policy
     decides what a failure comes to. A processor is called as a plain function, an async one in an event loop of its
     own; one that takes ``payloads`` and ``actions`` with up to its `rows_per_run` of them. So what belongs to a Prefect
-    run does not happen: retries inside an attempt, time limits, hooks; `run_id` names no run but ``drain``; ``get_run_logger()`` logs nothing.
+    run does not happen: retries inside an attempt, time limits, hooks; a row's `run_id` says ``drain``, and
+    ``get_run_logger()`` logs nothing.
     A processor that itself calls a task, a flow or Prefect's API needs a server.
 
     What is due is decided by the database's clock, or `at`. On PostgreSQL that clock stands still in a transaction:
