@@ -178,7 +178,7 @@ def run(chosen: Iterable[Mutant], *, workers: int = 1) -> Iterator[Verdict]:
             fate, by = _ended(trial)
             spent[mutant.name] += time.monotonic() - trial.began_at  # pyright: ignore[reportArgumentType]
             if fate == "survived" and trial.stage == "near":
-                waiting.insert(0, (mutant, "far"))
+                waiting.append((mutant, "far"))  # last: it takes longest
                 continue
             if fate == "killed" and "::" in by:
                 killers[f"{mutant.file} {mutant.scope}"][by] += 1
