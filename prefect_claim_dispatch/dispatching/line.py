@@ -49,7 +49,7 @@ class Line:
         self._tally = tally
         self._options = options
         self._api = api
-        self._trials = Trials(options.alone_within, routing.is_isolated)
+        self._trials = Trials(options.trial_of, routing.is_isolated)
         self._waiting: list[Group] = []
 
     def __len__(self) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-ALONE_SHARE = 6
-"""Of a lease, how long a suspect is on trial."""
+TRIAL_SHARE, TRIALS_SHARE = 6, 2
+"""Of a lease, how long a suspect is on trial at most, and how long all of them together that wait at a time."""
+
+SHORTEST_TRIAL = timedelta(seconds=0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopOptions:
     """What a claim flow was asked for.
 
-    *alone*: how long a suspect is on trial at most, see `alone_within`. *runs_per_second*: see `rows_per_run_for`.
+    *trial*: how long a suspect is on trial at most, see `trial_of`. *runs_per_second*: see `rows_per_run_for`.
     """
 
     limit: int
@@ -24,13 +26,16 @@ class LoopOptions:
     drain: bool = True
     stay: timedelta = timedelta(0)
     grace: timedelta = timedelta(seconds=20)
-    alone: timedelta = timedelta(seconds=10)
+    trial: timedelta = timedelta(seconds=10)
     runs_per_second: float = 30
 
-    @property
-    def alone_within(self) -> timedelta:
-        """How long a suspect is on trial: `alone`, or less where leases are short, which says that work is short."""
-        return min(self.alone, self.lease / ALONE_SHARE)
+    def trial_of(self, suspects: int) -> float:
+        """Seconds that each of *suspects* is on trial: `trial`, or less where leases are short, or many wait.
+
+        A short lease says that work is short; and the last of them should begin within half a lease.
+        """
+        wanted = min(self.trial, self.lease / TRIAL_SHARE, self.lease / TRIALS_SHARE / max(1, suspects))
+        return max(wanted, min(self.trial, SHORTEST_TRIAL)).total_seconds()
 
     @property
     def soon(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
@@ -20,16 +19,19 @@ class Trials:
     """Which of the groups that wait may begin now, so that nobody dies twice of another's fault.
 
     A crash accuses all that ran in the process, and one of them may be guilty. They are tried one at a time, beside
-    fresh work: the next begins when the one before has ended, or has lived for as long as *alone* says. What kills its
-    process mostly does so at once, and what a deploy has killed may be hours of innocent work.
+    fresh work: the next begins when the one before has ended, or has lived for the seconds that *length* gives each of
+    so many suspects. What kills its process mostly does so at once, and what a deploy has killed may be hours of
+    innocent work.
 
-    What has crashed twice in a row is tried alone: for *alone* at most, the others are given time to end, and for
-    *alone* at most, nothing begins beside it. What *is_harmless* names can't harm its neighbours, and is no suspect.
+    What has crashed twice in a row is tried alone: for the length of a trial at most, the others are given time to end,
+    and for as long at most, nothing begins beside it. What *is_harmless* names can't harm its neighbours, and is no
+    suspect.
     """
 
-    def __init__(self, alone: timedelta, is_harmless: Callable[[str], bool]) -> None:
-        self._alone = alone.total_seconds()
+    def __init__(self, length: Callable[[int], float], is_harmless: Callable[[str], bool]) -> None:
+        self._length = length
         self._is_harmless = is_harmless
+        self._most_waiting = 0
         self._tried: Workload | None = None
         self._is_alone = False
         self._cleared_since: float | None = None
@@ -50,6 +52,7 @@ class Trials:
         if is_open and self._is_alone:
             return []
         self._cleared_since, since = None, self._cleared_since
+        self._count(waiting)
         chosen: list[Group] = []
         for group in waiting:
             crashes = self._crashes(group[0])
@@ -81,7 +84,17 @@ class Trials:
         since = self._cleared_since
         if since is None and self._tried is not None:
             since = self._tried.begun_at
-        return math.inf if since is None else max(0.0, since + self._alone - elapsed_clock())
+        return math.inf if since is None else max(0.0, since + self._trial_seconds - elapsed_clock())
+
+    @property
+    def _trial_seconds(self) -> float:
+        return self._length(self._most_waiting)
+
+    def _count(self, waiting: Sequence[Group]) -> None:
+        """How many trials there are to be: one for each suspect that waited since there was none."""
+        crashes = [self._crashes(group[0]) for group in waiting]
+        trials = sum(min(number, CONVICTING) for number in crashes)  # the time to end is as long as a trial
+        self._most_waiting = max(self._most_waiting, trials) if trials else 0
 
     def _crashes(self, raw: RawAction) -> int:
         crashes = raw.crashes
@@ -94,4 +107,4 @@ class Trials:
         return self._tried is not None
 
     def _has_lived_on(self, since: float | None) -> bool:
-        return since is not None and elapsed_clock() - since >= self._alone
+        return since is not None and elapsed_clock() - since >= self._trial_seconds

@@ -115,7 +115,7 @@ def test_fresh_work_goes_on_beside_a_suspect(engine: Engine) -> None:
     ids = add_rows(engine, [SUSPECT, SUSPECT, *[FRESH] * 12])
     witness = Witness(engine, slow={ids[0]})
 
-    run_loop(witness, alone=timedelta(minutes=1))
+    run_loop(witness, trial=timedelta(minutes=1), lease=timedelta(hours=1))
 
     assert by_status(engine) == {"processed": len(ids)}
     assert witness.met[ids[0]] == set(ids[2:])
@@ -126,7 +126,7 @@ def test_next_suspect_begins_when_the_one_before_has_lived_for_a_while(engine: E
     first, second = add_rows(engine, [SUSPECT, SUSPECT])
     witness = Witness(engine, slow={first})
 
-    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+    run_loop(witness, trial=timedelta(seconds=COMPANY_SECONDS))
 
     assert by_status(engine) == {"processed": 2}
     assert witness.met[second] == {first}
@@ -137,7 +137,7 @@ def test_what_crashed_twice_is_joined_by_others_when_it_has_lived_for_a_while(en
     ids = add_rows(engine, [CONVICT, FRESH, FRESH, FRESH])
     witness = Witness(engine, slow={ids[0]})
 
-    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+    run_loop(witness, trial=timedelta(seconds=COMPANY_SECONDS))
 
     assert by_status(engine) == {"processed": 4}
     assert witness.at_stake[ids[0]] == {ids[0]}
@@ -150,7 +150,7 @@ def test_what_crashed_twice_does_not_wait_for_ever_beside_slow_work(engine: Engi
     change(engine, convict, fresh, end_at=seconds_from_now(COMPANY_SECONDS))
     witness = Witness(engine, slow={slow})
 
-    run_loop(witness, alone=timedelta(seconds=COMPANY_SECONDS))
+    run_loop(witness, trial=timedelta(seconds=COMPANY_SECONDS))
 
     assert by_status(engine) == {"processed": 3}
     assert witness.met[convict] == {slow}
@@ -194,15 +194,18 @@ def test_suspects_do_not_take_the_place_of_other_work(engine: Engine) -> None:
     ids = add_rows(engine, [SUSPECT] * 12 + [FRESH] * 6)
     witness = Witness(engine, slow={ids[0]})
 
-    run_loop(witness, alone=timedelta(minutes=1))
+    run_loop(witness, trial=timedelta(minutes=1), lease=timedelta(hours=1))
 
     assert by_status(engine) == {"processed": len(ids)}
     assert witness.met[ids[0]] == set(ids[12:])
 
 
-def test_trial_takes_a_part_of_a_short_lease_only() -> None:
+@pytest.mark.parametrize(
+    ("lease", "suspects", "seconds"),
+    [(300, 1, 10), (300, 10, 10), (300, 30, 5), (300, 10_000, 0.1), (3, 1, 0.5), (3, 6, 0.25), (3, 0, 0.5)],
+)
+def test_trial_is_short_where_leases_are_or_many_wait(lease: float, suspects: int, seconds: float) -> None:
     """Ten seconds for each after a kill would be many leases of three."""
-    common: dict[str, Any] = {"limit": 1, "concurrency": 1, "claimed_by": "loop"}
+    options = LoopOptions(limit=1, concurrency=1, claimed_by="loop", lease=timedelta(seconds=lease))
 
-    assert LoopOptions(lease=timedelta(seconds=3), **common).alone_within == timedelta(seconds=0.5)
-    assert LoopOptions(lease=timedelta(minutes=5), **common).alone_within == timedelta(seconds=10)
+    assert options.trial_of(suspects) == pytest.approx(seconds)

@@ -109,8 +109,8 @@ class Chaos:
 
     def _one_of(self, *kinds: str) -> list[Member]:
         members = self.stage.of_kind(*kinds)
-        # One at least goes on, so that somebody takes over.
-        return [self.dice.choice(members)] if len(members) > 1 or ("publisher" in kinds and members) else []
+        # Two at least go on, so that somebody takes over, and has room for it.
+        return [self.dice.choice(members)] if len(members) > 2 or ("publisher" in kinds and members) else []
 
     def _terminate(self, server: Server) -> None:
         self._note("terminate")

@@ -10,7 +10,7 @@ from typing import Literal
 MOST_ROWS = 60_000
 Database = Literal["sqlite", "postgresql"]
 PER_SECOND: dict[Database, float] = {"postgresql": 32.0, "sqlite": 10.0}
-CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 3}
+CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 4}
 PAUSE_SECONDS: dict[Database, float] = {"postgresql": 1.1, "sqlite": 1.6}
 LEASE_SECONDS: dict[Database, float] = {"postgresql": 3.0, "sqlite": 4.0}
 INTERVAL_SECONDS = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -33,9 +32,9 @@ def claimed(id_: int, errors: str = "[]", type_: str = "a") -> RawAction:
     return RawAction(row, Lease(expires=0.0), TABLE)  # type: ignore[arg-type]  # by position, as the package reads it
 
 
-def trials(alone: float = AGES) -> Trials:
+def trials(seconds: float = AGES) -> Trials:
     """Trials in which nothing of type ``harmless`` is a suspect."""
-    return Trials(timedelta(seconds=alone), lambda type_: type_ == "harmless")
+    return Trials(lambda _: seconds, lambda type_: type_ == "harmless")
 
 
 def chosen(of: Trials, raws: list[RawAction], running: list[Any] | None = None, most: int = 9) -> list[int]:
@@ -111,7 +110,7 @@ def test_what_crashed_twice_begins_alone() -> None:
 
 def test_what_crashed_twice_waits_for_the_others_to_end_and_not_for_ever() -> None:
     """Meanwhile nothing begins, or they would never end."""
-    patient, impatient, run = trials(), trials(alone=0.0), Run(5)
+    patient, impatient, run = trials(), trials(seconds=0.0), Run(5)
     raws = [claimed(1), claimed(2, TWICE)]
 
     assert (chosen(patient, raws, [run]), patient.is_alone([run])) == ([], True)
@@ -141,3 +140,20 @@ def test_harmless_types_have_no_suspects() -> None:
 
     assert chosen(trials(), raws) == [1, 2, 3]
     assert [raw.id for raw in trials().kept_waiting(raws)] == [3]
+
+
+def test_many_suspects_have_short_trials_until_the_last_of_them() -> None:
+    """The last is not to wait for long; nor has it a longer trial than the first, since the others are over."""
+    lengths: list[int] = []
+
+    def length(suspects: int) -> float:
+        lengths.append(suspects)
+        return AGES
+
+    court, run = Trials(length, lambda _: False), Run(1)
+    court.begun(run, claimed(1, CRASHED))  # type: ignore[arg-type]
+    for waiting in ([claimed(2, CRASHED), claimed(3), claimed(4, TWICE)], [claimed(2, CRASHED)], [claimed(3)]):
+        chosen(court, waiting, [run])
+        assert court.seconds_left > 0
+
+    assert (lengths[0], lengths[-3:]) == (0, [3, 3, 0])
