@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-TRIAL_SHARE, TRIALS_SHARE = 6, 2
+TRIAL_SHARE, TRIALS_SHARE = 6, 4
 """Of a lease, how long a suspect is on trial at most, and how long all of them together that wait at a time."""
 
 SHORTEST_TRIAL = timedelta(seconds=0.1)
@@ -32,7 +32,7 @@ class LoopOptions:
     def trial_of(self, suspects: int) -> float:
         """Seconds that each of *suspects* is on trial: `trial`, or less where leases are short, or many wait.
 
-        A short lease says that work is short; and the last of them should begin within half a lease.
+        A short lease says that work is short; and the last of them should begin within a quarter of a lease.
         """
         wanted = min(self.trial, self.lease / TRIAL_SHARE, self.lease / TRIALS_SHARE / max(1, suspects))
         return max(wanted, min(self.trial, SHORTEST_TRIAL)).total_seconds()

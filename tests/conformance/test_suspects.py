@@ -202,7 +202,7 @@ def test_suspects_do_not_take_the_place_of_other_work(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("lease", "suspects", "seconds"),
-    [(300, 1, 10), (300, 10, 10), (300, 30, 5), (300, 10_000, 0.1), (3, 1, 0.5), (3, 6, 0.25), (3, 0, 0.5)],
+    [(300, 1, 10), (300, 7, 10), (300, 30, 2.5), (300, 10_000, 0.1), (3, 1, 0.5), (3, 5, 0.15), (3, 0, 0.5)],
 )
 def test_trial_is_short_where_leases_are_or_many_wait(lease: float, suspects: int, seconds: float) -> None:
     """Ten seconds for each after a kill would be many leases of three."""

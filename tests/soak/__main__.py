@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             flows=asked.flows,
             lease=asked.lease,
             pause=asked.pause,
+            rate=asked.rate,
         )
         findings = soak(scenario, keeping.run_folder() / "soak", api)
     finally:
@@ -55,6 +56,7 @@ def _parsed(arguments: list[str] | None) -> Any:
     parser.add_argument("--flows", type=int, default=1, help="claim flows beside them, on a Prefect server")
     parser.add_argument("--lease", type=float, help="seconds; a machine that is busy otherwise needs longer ones")
     parser.add_argument("--pause", type=float, help="seconds from one fault to the next, on average")
+    parser.add_argument("--rate", type=float, help="rows published a second")
     parser.add_argument("--json", type=Path, help="a file for the findings")
     return parser.parse_args(arguments)
 

@@ -10,7 +10,7 @@ from typing import Literal
 MOST_ROWS = 60_000
 Database = Literal["sqlite", "postgresql"]
 PER_SECOND: dict[Database, float] = {"postgresql": 32.0, "sqlite": 10.0}
-CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 4}
+CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 3}
 PAUSE_SECONDS: dict[Database, float] = {"postgresql": 1.1, "sqlite": 1.6}
 LEASE_SECONDS: dict[Database, float] = {"postgresql": 3.0, "sqlite": 4.0}
 INTERVAL_SECONDS = 1.0
@@ -30,11 +30,12 @@ class Scenario:
     concurrency: int = 12
     lease: float | None = None
     pause: float | None = None
+    rate: float | None = None
 
     @property
     def per_second(self) -> float:
         """Rows published a second; less in a long soak, so that what is audited in the end fits into memory."""
-        return min(PER_SECOND[self.database], MOST_ROWS / self.seconds)
+        return self.rate or min(PER_SECOND[self.database], MOST_ROWS / self.seconds)
 
     @property
     def lease_seconds(self) -> float:
