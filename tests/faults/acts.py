@@ -267,6 +267,11 @@ ACTS: Final[dict[str, Act]] = {
         lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, "run") for key in _keys(raws)]),
         "begin",
     ),
+    "let wait what was to begin": _act(
+        _two_claimed,
+        lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, None) for key in _keys(raws)]),
+        "begin",
+    ),
     "renew": _act(_two_executed, lambda s, raws: claiming.renew(s.engine, TABLE, _keys(raws), lease=HOUR), "renew"),
     "settle processed": _act(_two_executed, lambda s, raws: s.settle(raws, Processed()), "settle"),
     "settle failed": _act(_two_failed, lambda s, raws: s.settle(raws, FAILED), "settle"),

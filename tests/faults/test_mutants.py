@@ -19,7 +19,10 @@ from prefect_claim_dispatch import claiming, databases, inserting, operations, p
 from prefect_claim_dispatch.actions import ActionStatus, Lease
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dialects import now, now_plus
-from prefect_claim_dispatch.outcomes import Processed
+from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.outcomes import Crashed, Processed
+from prefect_claim_dispatch.policies import settlement_for
+from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import claim as claim_module
@@ -29,7 +32,7 @@ from prefect_claim_dispatch.statements import settle as settle_module
 from tests.faults.acts import AT_ONCE, FAILED, Scene
 from tests.faults.strikes import scene_of
 from tests.kit.auditor import audit
-from tests.kit.tables import TABLE, expire_leases, make_due, verdicts
+from tests.kit.tables import TABLE, claim_due, expire_leases, make_due, verdicts
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Life = Callable[[Scene], dict[str, Any]]
@@ -97,6 +100,19 @@ def holder_dies(scene: Scene) -> dict[str, Any]:
     scene.ledger.begin(dead)
     scene.drain()
     return {}
+
+
+def holder_dies_while_a_row_waits(scene: Scene) -> dict[str, Any]:
+    """A run that has one slot is killed: the row that was in it loses an attempt, the one that waited does not."""
+    scene.publish("k", "l")
+    waiting = claim_due(scene.engine, may_begin=False)
+    scene.ledger.claimed(waiting)
+    with Keeper(scene.engine, TABLE, lease=timedelta(minutes=5), tally=Tally()) as keeper:
+        keeper.hold(waiting)
+        assert keeper.allow(waiting[:1], "holder", timeout=10)
+        scene.ledger.begin(waiting[0])
+    scene.drain()
+    return {"bad": []}
 
 
 def holder_dies_before_it_works(scene: Scene) -> dict[str, Any]:
@@ -206,6 +222,15 @@ def rescue_only_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescuing, "write_settlements", unexplained)
 
 
+def rescue_charges_what_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed = Crashed(claimed_by="holder")
+    monkeypatch.setattr(rescuing, "settlement_for", lambda _, raw, policy: settlement_for(crashed, raw, policy))
+
+
+def mark_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claiming, "begin", lambda _engine, _table, runs: {id_ for id_, _, _ in runs})
+
+
 def claim_without_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are chosen first and written by their ids afterwards, as by one who knows no better.
 
@@ -276,6 +301,8 @@ MUTANTS: dict[str, tuple[Plant, Life, str]] = {
     "no lease check in rescue": (no_lease_check_in_rescue, rescuer_looks_while_a_lease_stands, "L2"),
     "rescue without count": (rescue_without_count, holder_dies, "S7"),
     "rescue without a record": (rescue_only_counts, holder_dies, "S5"),
+    "rescue charges what only waited": (rescue_charges_what_waited, holder_dies_while_a_row_waits, "L2"),
+    "work that begins without its mark": (mark_is_not_written, holder_dies_while_a_row_waits, "S7"),
     "claim without lock": (claim_without_lock, two_claim_at_once, "S1"),
     "publish outside of the caller's transaction": (publish_outside, caller_rolls_back, "S4"),
     "processed at dispatch": (processed_at_dispatch, holder_dies_before_it_works, "S7"),
