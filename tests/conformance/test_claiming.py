@@ -311,6 +311,15 @@ def test_crashes_in_a_row_are_counted_up_to_the_last_attempt(engine: Engine, kin
     assert (raw.crashes, raw.was_tried) == (crashes, bool(kinds))
 
 
+def test_row_whose_errors_are_gone_was_tried_all_the_same(engine: Engine) -> None:
+    """Somebody has tidied them up by hand; whatever is wrong with it still takes nobody along."""
+    add(engine, fail_count=1, claim_count=1)
+
+    (raw,) = claim_due(engine)
+
+    assert (raw.crashes, raw.was_tried) == (0, True)
+
+
 def test_every_statement_of_a_claim_says_when_it_changed_the_row(engine: Engine) -> None:
     """`updated_at` is how an operator sees that somebody still works on it."""
     id_ = add(engine)
