@@ -121,7 +121,8 @@ def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
 
     def look() -> None:
         wait_until(lambda: len(dispatcher.runs) >= 4, description="all slots are taken")
-        time.sleep(0.5)  # so long, nothing is read ahead
+        wait_until(lambda: claimed_now(engine) >= 44, description="what is read ahead is claimed")
+        time.sleep(0.3)  # for more, if more were claimed
         most.append(claimed_now(engine))
         go_on.set()
 

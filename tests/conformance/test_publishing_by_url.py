@@ -81,6 +81,7 @@ def wait_until_blocked(watcher: psycopg.Connection, number: int) -> None:
     wait_until(lambda: watcher.execute(waiting).fetchone() == (number,), description="publishes wait for the lock")
 
 
+@pytest.mark.not_through_pgbouncer(reason="it ends server connections, of which pgbouncer's clients do not hear")
 def test_restarted_server_costs_one_publish_its_answer(postgres_url: str, postgres_server: postgres.Server) -> None:
     """All connections of the pool died with it: the first who finds out is told, the rest get new ones."""
     database = make_url(postgres_url).database or ""

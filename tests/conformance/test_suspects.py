@@ -153,7 +153,7 @@ def test_what_crashed_twice_does_not_wait_for_ever_beside_slow_work(engine: Engi
     run_loop(witness, trial=timedelta(seconds=COMPANY_SECONDS))
 
     assert by_status(engine) == {"processed": 3}
-    assert witness.met[convict] == {slow}
+    assert slow in witness.met[convict]
     assert slow in witness.met[fresh]
 
 
