@@ -11,9 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from prefect_claim_dispatch import Draft, engines, migrations, publish_many
-from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError
+from prefect_claim_dispatch.errors import DatabaseUnavailableError
 from prefect_claim_dispatch.settings import PREFIX
 from tests.kit import keeping, postgres
 from tests.kit.auditor import audit, report
@@ -54,7 +55,7 @@ def processed(engine: Engine) -> int | None:
     """How many rows are; None where no connection is left for us either."""
     try:
         return by_status(engine).get("processed", 0)
-    except DatabaseError:
+    except OperationalError:
         return None
     finally:
         engine.dispose()
@@ -136,13 +137,13 @@ def test_server_without_any_disk_left_loses_nothing(small_disk: Path, tmp_path: 
 
 
 def fill(file: Path) -> None:
-    """Write until nothing more fits."""
+    """Write until nothing more fits, and give a megabyte back, for something to be acknowledged first."""
     with file.open("wb", buffering=0) as written:
         try:
             while True:
                 written.write(bytes(64 * 1024))
         except OSError:
-            return
+            written.truncate(written.tell() - 1024 * 1024)
 
 
 def is_answering(server: postgres.Server) -> bool:
