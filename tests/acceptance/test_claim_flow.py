@@ -187,7 +187,7 @@ def test_row_links_to_its_run_while_it_runs(engine: Engine, run: Dispatch) -> No
 
         wait_until(ledger, description="the processor to run", timeout=20)
         row = wait_until(
-            lambda: (found := operations.get(engine, id_)).run_id and found,
+            lambda: (found := operations.get(engine, id_)).run_id != found.claimed_by and found,
             description="the run's id to be on the row",
             timeout=1,
         )

@@ -29,7 +29,7 @@ def test_model_holds_and_every_mutant_fails() -> None:
     assert checked.returncode == 0, checked.stdout
     assert [(line.startswith("mutant:"), "fails" in line) for line in verdicts] == [(False, False)] * 4 + [
         (True, True)
-    ] * 4
+    ] * 5
 
 
 def test_broken_design_is_reported(tmp_path: Path) -> None:
