@@ -22,6 +22,8 @@ from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.deadlines import answered_in_time
+from prefect_claim_dispatch.fences import Key, one_of_each_action, taken_of
+from prefect_claim_dispatch.marks import Marks
 from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.policies import Settlement
 from prefect_claim_dispatch.reports import Tally
@@ -37,8 +39,6 @@ BATCH = 1_000
 
 LAST_CHANCE = 0.5
 """Seconds before the end of a lease at which a verdict that could not be written is tried once more, at the latest."""
-
-Key = tuple[int, int]
 
 
 class Keeper:
@@ -59,8 +59,7 @@ class Keeper:
         self._written = threading.Condition(lock)
         # Dictionaries of what is there already, and no object for each claim: at full speed there are 50,000 a second.
         self._held: dict[Key, RawAction] = {}
-        self._run_ids: dict[Key, str] = {}
-        self._marks: set[Key] = set()
+        self._marks = Marks()
         self._verdicts: dict[Key, Settlement] = {}
         self._unanswered: set[Key] = set()
         self._oldest_at: float | None = None
@@ -96,12 +95,11 @@ class Keeper:
         keys = [(raw.id, raw.claim_count) for raw in claimed]
         with self._changed:
             for key in keys:
-                if key in self._held and key not in self._verdicts and key not in self._run_ids:
-                    self._run_ids[key] = run_id
-                    self._marks.add(key)
+                if key in self._held and key not in self._verdicts and key not in self._marks:
+                    self._marks.note(key, run_id)
             self._hurry()
-            self._written.wait_for(lambda: self._marks.isdisjoint(keys) or self._outage.is_on, timeout)
-            is_written = self._marks.isdisjoint(keys)
+            self._written.wait_for(lambda: self._marks.are_written(keys) or self._outage.is_on, timeout)
+            is_written = self._marks.are_written(keys)
         if is_written:
             for raw in claimed:
                 raw.lease.may_begin = True
@@ -120,9 +118,7 @@ class Keeper:
     def begin(self, key: Key, run_id: str) -> None:
         """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
         with self._changed:
-            if key in self._held and self._run_ids.get(key) != run_id and key not in self._verdicts:
-                self._run_ids[key] = run_id
-                self._marks.add(key)
+            if key in self._held and key not in self._verdicts and self._marks.note(key, run_id):
                 self._note_arrival()
 
     def settle(self, settlement: Settlement) -> None:
@@ -131,7 +127,7 @@ class Keeper:
         with self._changed:
             if key in self._held and key not in self._verdicts:
                 self._verdicts[key] = settlement
-                self._marks.discard(key)
+                self._marks.leave_to_verdict(key)
                 self._note_arrival()
 
     def flush(self, timeout: float, *, patiently: bool = True) -> bool:
@@ -210,7 +206,7 @@ class Keeper:
             with self._changed:
                 # What arrives from now on waits for company anew; and no mark is written before an older verdict.
                 self._oldest_at = None
-                batches, marks = math.ceil(len(self._verdicts) / BATCH), list(itertools.islice(self._marks, BATCH))
+                batches, marks = math.ceil(len(self._verdicts) / BATCH), self._marks.first(BATCH)
             for _ in range(batches):
                 self._settle_batch()
             self._mark_batch(marks)
@@ -238,8 +234,8 @@ class Keeper:
 
     def _settle_batch(self) -> None:
         with self._changed:
-            batch = _one_of_each_action(dict(itertools.islice(self._verdicts.items(), BATCH)))
-            run_ids = {id_: self._run_ids[id_, count] for id_, count in batch if (id_, count) in self._run_ids}
+            batch = one_of_each_action(dict(itertools.islice(self._verdicts.items(), BATCH)))
+            run_ids = self._marks.of_actions(batch)
         if not batch:
             return
         try:
@@ -266,7 +262,7 @@ class Keeper:
         with self._changed:
             for key in batch:
                 del self._verdicts[key], self._held[key]
-                self._run_ids.pop(key, None)
+                self._marks.forget(key)
             self._unanswered.difference_update(batch)
             self._written.notify_all()
 
@@ -282,13 +278,13 @@ class Keeper:
 
     def _mark_batch(self, marks: Iterable[Key]) -> None:
         with self._changed:
-            runs = {key: self._run_ids[key] for key in marks if key in self._marks}
+            runs = self._marks.to_write(marks)
         if not runs:
             return
         begun = claiming.begin(self._engine, self._table, [(*key, run_id) for key, run_id in runs.items()])
         with self._changed:
             self._lose_others(runs, begun)
-            self._marks.difference_update(key for key, run_id in runs.items() if self._run_ids.get(key) == run_id)
+            self._marks.written(runs)
             self._written.notify_all()
 
     def _note_rest(self) -> None:
@@ -308,13 +304,8 @@ class Keeper:
             wanted[key].lease.expires = sent_at + self._lease.total_seconds()
 
     def _lose_others(self, sent: Collection[Key], taken: Container[int]) -> list[Key]:
-        """Those of *sent* that the table took by its answer *taken*; the others' leases are lost.
-
-        It answers with ids. Of an action that was lost and claimed again here, only the later claim is meant: the
-        earlier, taken for held, would begin to work beside it.
-        """
-        latest = dict(sorted(sent))
-        held = [key for key in sent if key[0] in taken and latest[key[0]] == key[1]]
+        """Those of *sent* that the table took by its answer *taken*; the others' leases are lost."""
+        held = taken_of(sent, taken)
         for key in set(sent).difference(held):
             raw = self._held.get(key)
             if raw is not None and not raw.lease.settled and not raw.lease.lost and key not in self._verdicts:
@@ -327,14 +318,5 @@ class Keeper:
         with self._changed:
             now = elapsed_clock()
             expired = {key: verdict for key, verdict in self._verdicts.items() if now >= self._held[key].lease.expires}
-            self._marks = {key for key in self._marks if self._held[key].lease.holds}
+            self._marks.keep(lambda key: self._held[key].lease.holds)
         self._conclude(expired, settled=())
-
-
-def _one_of_each_action(verdicts: dict[Key, Settlement]) -> dict[Key, Settlement]:
-    """*verdicts*, each action once: of an action that was lost and claimed again here, the later verdict waits.
-
-    The table answers with ids, which must not tell the one for the other.
-    """
-    firsts = {id_: (id_, claim_count) for id_, claim_count in reversed(verdicts)}
-    return verdicts if len(firsts) == len(verdicts) else {key: verdicts[key] for key in reversed(firsts.values())}

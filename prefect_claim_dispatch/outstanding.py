@@ -15,12 +15,12 @@ from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dialects import POSTGRESQL, bind_rows
+from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.rows import lenient_errors
 from prefect_claim_dispatch.schema import ELSEWHERE
 from prefect_claim_dispatch.statements import outstanding as statements
 
 Cursor = tuple[Any, int]
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

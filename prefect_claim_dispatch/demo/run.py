@@ -156,7 +156,7 @@ def _show(console: Console, engine: Engine, audit: Audit, held: int, seconds: fl
         cells = [str(counts.statuses.get(status, 0) or "·") for status in STATUSES]
         table.add_row(counts.type, *cells, *([told.get(counts.type, "")] if told else []))
     console.print(table)
-    console.print(f"when flow 1 was killed, {held} claims were open; {audit.rescued} actions were rescued from it:")
+    console.print(f"when flow 1 was killed, {held} claims were open; {audit.rescued} actions lost an attempt:")
     for line in audit.rescues[:3]:
         console.print(f"  [yellow]•[/] {line}")
     for line in audit.findings:

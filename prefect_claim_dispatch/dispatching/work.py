@@ -17,10 +17,9 @@ from prefect.utilities.timeout import timeout
 
 from prefect_claim_dispatch.actions import Action, elapsed_clock
 from prefect_claim_dispatch.dispatching.isolation import call
+from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.registrations import Processor
-
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
