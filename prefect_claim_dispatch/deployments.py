@@ -91,6 +91,6 @@ def _check(type_: str, deployment: Deployment) -> None:
 
 
 def _elsewhere() -> None:
-    """Stands for work that is done in another process."""
-    msg = "a deployment's work is done by its own runs"
-    raise NotImplementedError(msg)
+    """The function of a processor whose work another process does: it takes nothing, and whoever calls it is wrong."""
+    msg = "a deployment's work is done by its own runs, and is never called here"
+    raise AssertionError(msg)
