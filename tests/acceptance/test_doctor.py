@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,27 +20,10 @@ DAILY = [{"schedule": {"interval": 86_400}, "active": True}]
 Deploy = Callable[..., str]
 
 
-class Patient(httpx.HTTPTransport):
-    """Tries again where the server answers 503, which is what it says while its own SQLite file is locked.
-
-    As Prefect's clients do.
-    """
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The first other answer, or the fortieth."""
-        for _ in range(39):
-            response = super().handle_request(request)
-            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                return response
-            response.close()
-            time.sleep(0.5)
-        return super().handle_request(request)
-
-
 @pytest.fixture
 def api(prefect_api: PrefectServer) -> Iterator[httpx.Client]:
     """The API itself, by which deployments and pools are made as Prefect's own commands make them."""
-    with httpx.Client(base_url=prefect_api.api_url, timeout=30, transport=Patient()) as client:
+    with httpx.Client(base_url=prefect_api.api_url, timeout=30) as client:
         yield client
 
 

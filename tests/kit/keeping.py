@@ -113,12 +113,15 @@ class _Keeper(socketserver.ThreadingUnixStreamServer):
 
     def _start(self, name: str) -> dict[str, Any]:
         # Imported here: the keeper starts with every run, also of tests that want no server.
+        from tests.kit import postgres
+
         if name == "prefect":
             from tests.kit import prefect_server
 
-            server, _ = prefect_server.start(self.processes, self.folder / "prefect")
+            database = postgres.Server(**self.server_named(next(iter(postgres.available()))))
+            server, _ = prefect_server.start(self.processes, self.folder / "prefect", database=database)
             return dataclasses.asdict(server)
-        from tests.kit import pgbouncer, postgres
+        from tests.kit import pgbouncer
 
         if name.startswith(pgbouncer.PREFIX):
             behind = name.removeprefix(pgbouncer.PREFIX)

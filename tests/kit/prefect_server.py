@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from tests.kit import postgres
 from tests.kit.processes import Child, Interrupt, Processes, children, free_port
 from tests.kit.waiting import wait_until
 
 START_SECONDS = 120  # a cold start makes the server's database first
 SERVICE_UNAVAILABLE = 503
+DATABASE = "prefect"
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -28,10 +33,14 @@ QUIET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefectServer:
-    """A Prefect server: its API's URL (``.../api``), and the home directory that it keeps its database in."""
+    """A Prefect server: its API's URL (``.../api``), and the home directory that it keeps its SQLite file in.
+
+    *sockets*: the folder of the socket of the PostgreSQL that it has its database in instead, if it has.
+    """
 
     api_url: str
     home: str
+    sockets: str = ""
 
     @property
     def ui_url(self) -> str:
@@ -51,6 +60,15 @@ class PrefectServer:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    @property
+    def stored(self) -> bytes:
+        """All that its database holds, as bytes."""
+        if not self.sockets:
+            return b"".join(file.read_bytes() for file in Path(self.home).rglob("*.db*"))
+        with psycopg.connect(f"host={self.sockets} user=postgres dbname={DATABASE}") as connection:
+            names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            return b"".join(_rows(connection, name) for (name,) in names)
 
     def get(self, path: str) -> Any:
         """The JSON that ``GET /api/path`` answers."""
@@ -73,6 +91,11 @@ class PrefectServer:
         return json.loads(content) if content else None
 
 
+def _rows(connection: psycopg.Connection, table: str) -> bytes:
+    with connection.cursor().copy(SQL("COPY {} TO STDOUT (FORMAT binary)").format(Identifier(table))) as copy:
+        return table.encode() + b"".join(map(bytes, copy))
+
+
 def _content(request: urllib.request.Request) -> tuple[bytes] | None:
     """What is answered; None where the server asks to come again: its SQLite file was locked, and nothing is done."""
     try:
@@ -86,15 +109,22 @@ def _content(request: urllib.request.Request) -> tuple[bytes] | None:
 
 
 def start(
-    processes: Processes, home: Path, *, port: int | None = None, env: Mapping[str, str | None] | None = None
+    processes: Processes,
+    home: Path,
+    *,
+    port: int | None = None,
+    env: Mapping[str, str | None] | None = None,
+    database: postgres.Server | None = None,
 ) -> tuple[PrefectServer, Child]:
     """Start a server that keeps its data in *home*, and wait until it is healthy.
 
     The child can be paused or killed; the same *home* and *port* bring the server back as it was. *env* is laid over
-    its environment.
+    its environment. *database*: where it makes its database (``prefect``), which is no SQLite file then: many who
+    write at once find a file locked, and are told 503.
     """
     port = port or free_port()
-    server = PrefectServer(api_url=f"http://127.0.0.1:{port}/api", home=str(home))
+    sockets = database.sockets if database else ""
+    server = PrefectServer(api_url=f"http://127.0.0.1:{port}/api", home=str(home), sockets=sockets)
     home.mkdir(parents=True, exist_ok=True)
     settings: dict[str, str | None] = {name: None for name in os.environ if name.startswith("PREFECT_")}
     settings |= {
@@ -105,6 +135,11 @@ def start(
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         **(env or {}),
     }
+    if database:
+        with database.connect() as connection:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+        url = f"postgresql+asyncpg://postgres@/{DATABASE}?host={sockets}"
+        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = url
     child = processes.python(
         "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), env=settings
     )
