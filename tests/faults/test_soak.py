@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from tests.kit.cases import Violation
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
 from tests.kit.waiting import wait_until
+from tests.soak.chaos import Fault
 from tests.soak.findings import Findings
+from tests.soak.recoveries import Recovery
 from tests.soak.scenario import Database, Scenario
 from tests.soak.soaking import soak
 
@@ -56,8 +59,8 @@ def test_table_of_findings_names_what_is_broken() -> None:
     findings = Findings(
         faults={"kill": 2},
         counts={"claims": 1_234},
-        recoveries=[1.0, 2.0, 9.0],
-        undisturbed=[],
+        recoveries=[recovered(1.0), recovered(2.0), recovered(9.0)],
+        undisturbed=[recovered(9.0)],
         bound_seconds=5.5,
         violations=[Violation("S7", (7,), "#7: ran again")],
     )
@@ -66,9 +69,36 @@ def test_table_of_findings_names_what_is_broken() -> None:
 
     assert lines[0].split() == ["done", "to", "it:", "kill", "2"]
     assert lines[1].split() == ["claims", "1,234"]
+    assert lines[-2].endswith("#7: 9.00 s = 6.00 until 42 claimed it, 3.00 in its line")
     assert lines[-1] == "S7: #7: ran again"
     recovery = findings.as_dict["recovery"]
-    assert recovery == {"all": {"rows": 3, "p50": 2.0, "p95": 9.0, "p99": 9.0}, "undisturbed": {"rows": 0}}
+    assert recovery["all"] == {"rows": 3, "p50": 2.0, "p95": 9.0, "p99": 9.0}
+    assert recovery["undisturbed"] == {"rows": 1, "p50": 9.0, "p95": 9.0, "p99": 9.0}
+
+
+def recovered(seconds: float, **options: Any) -> Recovery:
+    """A row of a process that was killed at 100.0, claimed anew by the process 42 after two thirds of the time."""
+    times = {"at": 100.0, "claimed_at": 100.0 + seconds * 2 / 3, "until": 100.0 + seconds}
+    return Recovery(**{"id": 7, "holder": 42, "is_direct": True, "is_moved": False, **times, **options})
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_undisturbed"),
+    [
+        (Fault(what="stop", at=107.0, until=107.5, pid=42), True),
+        (Fault(what="stop", at=107.0, until=108.0, pid=43), True),
+        (Fault(what="stop", at=107.0, until=108.5, pid=42), False),
+        (Fault(what="blackhole", at=90.0, until=100.5), False),
+        (Fault(what="blackhole", at=90.0, until=99.5), True),
+    ],
+)
+def test_recovery_is_disturbed_by_what_meets_the_database_or_the_next_holder(
+    fault: Fault, is_undisturbed: bool
+) -> None:
+    """Here the next holder is the process 42, from 108.0 on: what met it before delayed nothing."""
+    assert recovered(12.0).is_undisturbed([fault]) == is_undisturbed
+    assert not recovered(12.0, is_direct=False).is_undisturbed([])
+    assert not recovered(12.0, is_moved=True).is_undisturbed([])
 
 
 def test_interrupted_soak_leaves_nothing_behind(children: Processes, folder: Path) -> None:

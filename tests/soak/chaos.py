@@ -12,6 +12,7 @@ from tests.kit.postgres import Server, StopMode
 from tests.kit.proxy import COMMIT, Proxy
 from tests.soak.stage import CLAIMING, Member, Stage
 
+KILL = "kill"
 DISTURBING = frozenset({"restart fast", "restart immediate", "terminate", "delay", "blackhole", "cut"})
 """What happens to the database, and so to everybody: how soon the dead one's rows begin again is then another story."""
 
@@ -98,7 +99,7 @@ class Chaos:
         ]
 
     def _kill(self) -> bool:
-        return self._end_one("kill", signal.SIGKILL, *CLAIMING)
+        return self._end_one(KILL, signal.SIGKILL, *CLAIMING)
 
     def _kill_publisher(self) -> bool:
         return self._end_one("kill a publisher", signal.SIGKILL, "publisher")

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tests.kit.auditor import examine, fenced
 from tests.kit.cases import Case, Violation
-from tests.kit.ledger import Entry
-from tests.soak.chaos import DISTURBING, Fault
+from tests.soak.chaos import Fault
+from tests.soak.recoveries import Recovery, recoveries
 
 PERCENTILES = (50, 95, 99)
+SLOWEST = 5
+"""So many of the slowest recoveries are told one by one."""
 REPLACE = "replace-"  # how keys begin that publishers rewrite rows by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was done, what came of it, how long recovery took (seconds, all and undisturbed), and what is broken."""
+    """What was done, what came of it, the recoveries (all and undisturbed, the quickest first), and what is broken."""
 
     faults: Mapping[str, int]
     counts: Mapping[str, int]
-    recoveries: Sequence[float]
-    undisturbed: Sequence[float]
+    recoveries: Sequence[Recovery]
+    undisturbed: Sequence[Recovery]
     bound_seconds: float
     violations: Sequence[Violation]
 
@@ -50,21 +52,23 @@ class Findings:
             ("recovery, bound for p99", f"{self.bound_seconds:.1f} s"),
             ("violations", f"{len(self.violations):,}"),
         ]
+        slowest = [f"undisturbed and slow: {recovery}" for recovery in self.undisturbed[-1 : -SLOWEST - 1 : -1]]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value:>12}" for name, value in rows]
-        return "\n".join([*lines, *map(str, self.violations)])
+        return "\n".join([*lines, *slowest, *map(str, self.violations)])
 
 
 def findings_of(
     case: Case, notes: Sequence[dict[str, Any]], faults: Sequence[Fault], more: Mapping[str, int], bound_seconds: float
 ) -> Findings:
     """All that can be said of *case* and the operator's and witnesses' *notes*; *more* counts are added."""
-    recoveries = _recoveries(case, [fault for fault in faults if fault.what == "kill"])
+    moved = ids_noted(notes, "rescheduled") | case.replaced
+    found = sorted(recoveries(case, faults, moved), key=lambda recovery: recovery.seconds)
     return Findings(
         faults=Counter(fault.what for fault in faults),
         counts={**_published(case), **_worked(case, notes), **more},
-        recoveries=sorted(recovery.seconds for recovery in recoveries),
-        undisturbed=sorted(recovery.seconds for recovery in recoveries if recovery.is_undisturbed(faults)),
+        recoveries=found,
+        undisturbed=[recovery for recovery in found if recovery.is_undisturbed(faults)],
         bound_seconds=bound_seconds,
         violations=examine(case),
     )
@@ -127,58 +131,13 @@ def _is_stale(case: Case, id_: int, claim_count: int) -> bool:
     return max(later, default=0) > claim_count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """A row that a killed process held: killed *at*, and *until* its processor began again.
-
-    *is_direct*: the next claim of the row was the one that began; another that took it was not broken as well.
-    """
-
-    at: float
-    until: float
-    is_direct: bool
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        return self.until - self.at
-
-    def is_undisturbed(self, faults: Collection[Fault]) -> bool:
-        """Whether the row met this one kill alone: the database was well, and so was whoever took it next."""
-        meanwhile = (fault for fault in faults if fault.at <= self.until and fault.until >= self.at)
-        return self.is_direct and not any(fault.what in DISTURBING for fault in meanwhile)
-
-
-def _recoveries(case: Case, kills: Sequence[Fault]) -> list[Recovery]:
-    claims: dict[int, list[Entry]] = defaultdict(list)
-    for entry in case.ledger.entries:
-        if entry.what == "claim":
-            claims[entry.pid].append(entry)
-    found = (_recovery(case, claim, kill) for kill in kills for claim in claims[kill.pid])
-    return [recovery for recovery in found if recovery is not None]
-
-
-def _recovery(case: Case, claim: Entry, kill: Fault) -> Recovery | None:
-    """None where the process did not hold it any more, or nobody had to begin it again."""
-    if claim.id in case.retried or claim.at > kill.at:
-        return None
-    verdicts = {entry.claim_count for entry in case.lines(claim.id, "accepted") if entry.outcome}
-    later = [entry for entry in case.lines(claim.id, "claim") if entry.claim_count > claim.claim_count]
-    if claim.claim_count in verdicts or any(entry.at <= kill.at for entry in later):
-        return None
-    begins = (entry for entry in case.lines(claim.id, "begin") if entry.claim_count > claim.claim_count)
-    again = min((entry for entry in begins if entry.at > kill.at), key=lambda entry: entry.at, default=None)
-    if again is None:
-        return None
-    return Recovery(at=kill.at, until=again.at, is_direct=again.claim_count == claim.claim_count + 1)
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    """By the nearest rank; *values* are sorted."""
+def _percentiles(recoveries: Sequence[Recovery]) -> dict[str, float]:
+    """By the nearest rank; they are sorted."""
+    values = [recovery.seconds for recovery in recoveries]
     ranks = {f"p{percent}": math.ceil(len(values) * percent / 100) - 1 for percent in PERCENTILES}
     figures = {name: round(values[rank], 2) for name, rank in ranks.items()} if values else {}
     return {"rows": len(values), **figures}
 
 
-def _spoken(values: Sequence[float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in _percentiles(values).items())
+def _spoken(recoveries: Sequence[Recovery]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in _percentiles(recoveries).items())
