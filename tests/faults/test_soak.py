@@ -13,7 +13,7 @@ from tests.kit.cases import Violation
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
 from tests.kit.waiting import wait_until
-from tests.soak.chaos import Fault
+from tests.soak.chaos import STOP, STOP_WRITER, Fault
 from tests.soak.findings import Findings
 from tests.soak.recoveries import Recovery
 from tests.soak.scenario import Database, Scenario
@@ -41,7 +41,7 @@ def test_short_soak_breaks_no_promise(database: Database, folder: Path, prefect_
 
     assert findings.counts["stale settles attempted"] > 0, findings.table
     assert findings.counts["stale settles accepted"] == 0
-    assert findings.faults["stop"] > 0
+    assert findings.faults[STOP] + findings.faults[STOP_WRITER] > 0
     assert findings.faults["kill"] > 0
     assert findings.counts["rows processed in the end"] > 50
 

@@ -13,7 +13,9 @@ from tests.kit.proxy import COMMIT, Proxy
 from tests.soak.stage import CLAIMING, Member, Stage
 
 KILL = "kill"
-DISTURBING = frozenset({"restart fast", "restart immediate", "terminate", "delay", "blackhole", "cut"})
+STOP = "stop"
+STOP_WRITER = "stop, with SQLite's one write lock in hand"
+DISTURBING = frozenset({"restart fast", "restart immediate", "terminate", "delay", "blackhole", "cut", STOP_WRITER})
 """What happens to the database, and so to everybody: how soon the dead one's rows begin again is then another story."""
 
 
@@ -124,7 +126,7 @@ class Chaos:
         seconds = self.stage.scenario.lease_seconds * self.dice.uniform(1.1, 1.8) + 0.5
         member.child.send(signal.SIGSTOP)
         member.resumes_at = time.monotonic() + seconds
-        self._note("stop", seconds=seconds, pid=member.child.pid)
+        self._note(STOP if self.stage.is_writable() else STOP_WRITER, seconds=seconds, pid=member.child.pid)
         return True
 
     def _one_of(self, *kinds: str) -> Member | None:

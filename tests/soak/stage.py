@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ COMMANDS = {
 }
 CLAIMING = ("loop", "flow")
 FLOW_CONCURRENCY = 4  # a Prefect server bears about 40 runs a second, and has one processor with all the others
+ONE_WRITE_SECONDS = 0.5  # many times what the longest transaction of a process that runs takes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +76,19 @@ class Stage:
     def engine(self) -> Engine:
         """An engine straight to the database."""
         return engines.create(self.url)
+
+    def is_writable(self) -> bool:
+        """Whether no stopped process keeps everybody from writing; an SQLite file has one writer at a time."""
+        if self.server is not None:
+            return True
+        connection = sqlite3.connect(self.database, timeout=ONE_WRITE_SECONDS, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            connection.close()
+        return True
 
     def start_all(self) -> None:
         """Start everybody."""
