@@ -91,9 +91,10 @@ class Line:
     def finish(self) -> None:
         """Start all there is, each when it may begin, and wait until all has ended."""
         while self._waiting:
+            ended = self._slots.ended
             self.begin()
             if self._waiting:
-                self._slots.wait_for_fewer(len(self._slots), self.pause)
+                self._slots.wait_for_more_ended(ended, self.pause)
         self._slots.wait_for_none()
 
     def release(self) -> None:

@@ -107,7 +107,7 @@ class ClaimLoop:
 
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
-        outstanding = len(self._slots)
+        outstanding, ended = len(self._slots), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
         is_settled = not outstanding and self._keeper.flush(timeout=self._options.soon, patiently=False)
         self._survey = survey = claiming.survey(self._engine, self._table)
@@ -131,7 +131,7 @@ class ClaimLoop:
             self._slots.pause(CONTENDED_PAUSE)
         elif outstanding or len(self._line):
             # As it was before the survey, which has not seen the verdict of what has ended since.
-            self._slots.wait_for_fewer(outstanding, self._line.pause)
+            self._slots.wait_for_more_ended(ended, self._line.pause)
         elif not is_settled and not len(self._slots):
             self._slots.pause(UNSETTLED_PAUSE)
         elif claimed_here is not None:

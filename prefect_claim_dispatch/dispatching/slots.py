@@ -22,6 +22,7 @@ class Slots:
         self._number = number
         self._freed = threading.Condition()
         self._taken: set[Workload] = set()
+        self._ended = 0
 
     def __len__(self) -> int:
         with self._freed:
@@ -32,6 +33,12 @@ class Slots:
         """How many runs may start."""
         with self._freed:
             return self._number - len(self._taken)
+
+    @property
+    def ended(self) -> int:
+        """How many runs have ended so far."""
+        with self._freed:
+            return self._ended
 
     @property
     def runs(self) -> list[Workload]:
@@ -54,6 +61,7 @@ class Slots:
         """*run* has ended."""
         with self._freed:
             self._taken.discard(run)
+            self._ended += 1
             self._freed.notify_all()
 
     def wait_for_one(self) -> None:
@@ -61,10 +69,10 @@ class Slots:
         with self._freed:
             self._freed.wait_for(lambda: len(self._taken) < self._number)
 
-    def wait_for_fewer(self, taken: int, within: float = POLL) -> None:
-        """Until fewer than *taken* are, or *within* seconds: a row may have become due meanwhile, with slots free."""
+    def wait_for_more_ended(self, ended: int, within: float = POLL) -> None:
+        """Until more than *ended* have, or *within* seconds: a row may have become due meanwhile, with slots free."""
         with self._freed:
-            self._freed.wait_for(lambda: len(self._taken) < taken, within)
+            self._freed.wait_for(lambda: self._ended > ended, within)
 
     def wait_for_none(self) -> None:
         """Until all have ended."""

@@ -1,0 +1,56 @@
+"""Slots: every way to wait for the runs that a claim flow has started."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from prefect_claim_dispatch.dispatching.slots import Slots
+
+pytestmark = pytest.mark.timeout(20)
+FOR_EVER = 3_600.0
+
+
+def run() -> Any:
+    """Something that takes a slot."""
+    return object()
+
+
+def test_end_is_seen_though_another_has_begun_since() -> None:
+    """A suspect begins as soon as the one before has ended: as many run then as before, and nobody may sleep on that."""
+    slots = Slots(4)
+    first, second = run(), run()
+    slots.take(first)
+    ended = slots.ended
+
+    slots.free(first)
+    slots.take(second)
+    slots.wait_for_more_ended(ended, FOR_EVER)
+
+    assert slots.ended == ended + 1
+    assert slots.runs == [second]
+
+
+def test_end_wakes_whoever_waits_for_it() -> None:
+    """And not the next look."""
+    slots, only = Slots(1), run()
+    slots.take(only)
+    waiting = threading.Thread(target=slots.wait_for_more_ended, args=(slots.ended, FOR_EVER), daemon=True)
+    waiting.start()
+
+    slots.free(only)
+    waiting.join(10)
+
+    assert not waiting.is_alive()
+
+
+def test_without_an_end_it_is_over_in_time() -> None:
+    """Something may have become due meanwhile, with slots free."""
+    slots = Slots(1)
+    slots.take(run())
+
+    slots.wait_for_more_ended(slots.ended, 0.01)
+
+    assert slots.ended == 0
