@@ -19,7 +19,7 @@ def run() -> Any:
 
 
 def test_end_is_seen_though_another_has_begun_since() -> None:
-    """A suspect begins as soon as the one before has ended: as many run then as before, and nobody may sleep on that."""
+    """A suspect begins as soon as the one before has ended: as many run then as before, which nobody may sleep on."""
     slots = Slots(4)
     first, second = run(), run()
     slots.take(first)
