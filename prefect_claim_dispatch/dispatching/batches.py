@@ -106,7 +106,7 @@ class Batch:
     @property
     def summary(self) -> str:
         """One line on how they ended: counts, and the ids of those that failed; no payload, and no error's text."""
-        counts = Counter(_word(work) for work in self.works)
+        counts = Counter(end_of(work) for work in self.works)
         line = ", ".join(f"{word} {number:,}" for word, number in sorted(counts.items()))
         failed = [f"#{work.action.id}" for work in self.failed]
         more = f" and {len(failed) - TOLD_IDS:,} more" if len(failed) > TOLD_IDS else ""
@@ -198,7 +198,8 @@ def _problem(answer: Any, wanted: int) -> str | None:
     return None if strange is None else f"answered {type(strange).__name__} for a row"
 
 
-def _word(work: Work) -> str:
+def end_of(work: Work) -> str:
+    """What came of it so far, in one word."""
     if work.outcome is not None:
         return _WORDS.get(type(work.outcome), "failed")
     return "failed" if work.error is not None else "not started"

@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import ActionReference
@@ -71,7 +72,8 @@ class RoutingDispatcher:
         # Our own runner: tasks that submit tasks to the runner that they themselves occupy would wait for ever.
         self._runner: TaskRunner[Any] = runner or ThreadPoolTaskRunner[Any](max_workers=concurrency)
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="claim-dispatch-subflow")
-        desk = Desk()
+        self._artifacts = Artifacts()
+        desk = Desk(self._artifacts)
         self._is_abandoned = False
         self._tasks = TaskDispatcher(desk, self._runner)
         self._flows = FlowDispatcher(desk, self._executor)
@@ -86,6 +88,7 @@ class RoutingDispatcher:
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._is_abandoned:
             self._runner.__exit__(kind, error, trace)
+            self._artifacts.close()
 
     def abandon(self) -> None:
         """Don't wait at the end for work that outlasted its grace period: it is left to its leases."""

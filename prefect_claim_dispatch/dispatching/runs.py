@@ -20,6 +20,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.utilities.callables import parameter_schema
 
+from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.work import ActionReference
 from prefect_claim_dispatch.registrations import Processor
@@ -30,7 +31,8 @@ RUN_NAME = "{action.name}"
 class Desk:
     """Where a run finds its work by reference, and each processor's task or flow."""
 
-    def __init__(self) -> None:
+    def __init__(self, artifacts: Artifacts | None = None) -> None:
+        self._artifacts = artifacts or Artifacts()
         self._works: WeakValueDictionary[ActionReference, Workload] = WeakValueDictionary()
         self._tasks: dict[Processor, Task[..., Any]] = {}
         self._flows: dict[Processor, Flow[..., Any]] = {}
@@ -48,7 +50,7 @@ class Desk:
         """The task that runs actions of *processor*; never `with_options` per row, which costs as much as the run."""
         task = self._tasks.get(processor)
         if task is None:
-            task = self._tasks[processor] = _task(processor, self.find)
+            task = self._tasks[processor] = _task(processor, self.find, self._artifacts)
         return task
 
     def flow_for(self, processor: Processor) -> Flow[..., Any]:
@@ -62,8 +64,8 @@ class Desk:
 Find = Callable[[ActionReference], Workload]
 
 
-def _task(processor: Processor, find: Find) -> Task[..., Any]:
-    body = _task_body(processor, find)
+def _task(processor: Processor, find: Find, artifacts: Artifacts) -> Task[..., Any]:
+    body = _task_body(processor, find, artifacts)
     task: Task[..., Any]
     if isinstance(processor.source, Task):
         task = copy.copy(cast("Task[..., Any]", processor.source))  # pyright: ignore[reportUnknownMemberType]
@@ -103,13 +105,13 @@ def _flow(processor: Processor, find: Find) -> Flow[..., Any]:
     return flow
 
 
-def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
+def _task_body(processor: Processor, find: Find, artifacts: Artifacts) -> Callable[..., Any]:
     if processor.is_async:
 
         async def run_async(action: ActionReference) -> Any:
             match find(action):
                 case Batch() as batch:
-                    with _telling_end(batch):
+                    with _telling_end(batch, artifacts):
                         return await batch.run_async(_task_run_id(), is_last_try=_is_last_try())
                 case work:
                     return await work.run_async(_task_run_id())
@@ -119,7 +121,7 @@ def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
     def run(action: ActionReference) -> Any:
         match find(action):
             case Batch() as batch:
-                with _telling_end(batch):
+                with _telling_end(batch, artifacts):
                     return batch.run(_task_run_id(), is_last_try=_is_last_try())
             case work:
                 return work.run(_task_run_id())
@@ -128,12 +130,14 @@ def _task_body(processor: Processor, find: Find) -> Callable[..., Any]:
 
 
 @contextmanager
-def _telling_end(batch: Batch) -> Generator[None]:
+def _telling_end(batch: Batch, artifacts: Artifacts) -> Generator[None]:
     try:
         yield
     finally:
         logger = get_run_logger()
         (logger.warning if batch.failed else logger.info)("%s", batch.summary)
+        if len(batch.works) > 1 and (_is_last_try() or not batch.failed):
+            artifacts.tell(batch, task_run_id=_task_run_id())
 
 
 def _is_last_try() -> bool:

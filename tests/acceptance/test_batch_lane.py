@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from prefect_claim_dispatch import operations, publish_many
+from prefect_claim_dispatch.dispatching.artifacts import ranges
 from prefect_claim_dispatch.publishing import Publisher
 from tests.acceptance.conftest import Dispatch
 from tests.acceptance.processors import ledger
@@ -65,6 +66,11 @@ def test_batch_is_one_run_that_tells_how_its_rows_ended(
         description="how the rows ended is in the run's log",
         timeout=30,
     )
+    (artifact,) = prefect_api.post("artifacts/filter", {"artifacts": {"task_run_id": {"any_": [run["id"]]}}})
+    done = [id_ for id_ in ids if id_ not in odd]
+    assert artifact["description"] == line
+    assert f"| `t.batch` | failed | 5 | {ranges(odd)} |" in artifact["data"]
+    assert f"| `t.batch` | processed | 15 | {ranges(done)} |" in artifact["data"]
 
 
 def test_rows_are_loaded_together_by_an_authors_own_task(
