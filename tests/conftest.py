@@ -22,7 +22,11 @@ from tests.kit.processes import Processes
 
 MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
 DATABASES = ["sqlite", *postgres.available()]
-PREFECTS = ("acceptance", "faults", "recipes")
+ABOUT_MORE = (
+    *("acceptance", "faults", "recipes"),
+    *(f"conformance/test_{what}.py" for what in ("cli", "keeping", "loop", "suspects", "testing")),
+)
+"""Tests of what runs around the SQL: Prefect, processes, threads, time. They take long, and one PostgreSQL will do."""
 FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
 OURS = (pgbouncer.VARIABLE, "CLAIM_DISPATCH_TEST_ROWS")  # these ask for more to be tested
 
@@ -38,14 +42,14 @@ through_pgbouncer = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--everywhere``: each test on every PostgreSQL there is."""
-    parser.addoption("--everywhere", action="store_true", help="run also what is under Prefect on every PostgreSQL")
+    parser.addoption("--everywhere", action="store_true", help="run also what is around the SQL on every PostgreSQL")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave older versions of PostgreSQL to the tests of the SQL, unless asked: Prefect and kills take minutes each."""
+    """Leave older versions of PostgreSQL to the tests of the SQL, unless asked."""
     if config.getoption("--everywhere"):
         return
-    older, folders = DATABASES[2:], [keeping.ROOT / "tests" / name for name in PREFECTS]
+    older, folders = DATABASES[2:], [keeping.ROOT / "tests" / name for name in ABOUT_MORE]
     left_out = [
         item
         for item in items
