@@ -48,7 +48,7 @@ def test_short_soak_breaks_no_promise(database: Database, folder: Path, prefect_
 
 def _soaked(database: Database, folder: Path, prefect_server: PrefectServer, seed: int) -> Findings:
     """What a short soak found, which is no broken promise."""
-    scenario = Scenario(database=database, seconds=SECONDS[database], seed=seed, claimants=2)
+    scenario = Scenario(database=database, seconds=SECONDS[database], seed=seed, claimants=3)
     findings = soak(scenario, Path(f"{folder}-{seed}"), prefect_server.env)
     assert findings.violations == [], findings.table
     return findings

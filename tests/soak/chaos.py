@@ -18,6 +18,9 @@ STOP_WRITER = "stop, with SQLite's one write lock in hand"
 DISTURBING = frozenset({"restart fast", "restart immediate", "terminate", "delay", "blackhole", "cut", STOP_WRITER})
 """What happens to the database, and so to everybody: how soon the dead one's rows begin again is then another story."""
 
+GOING_ON = 2
+"""So many that have claimed in this life of theirs are always left alone; one that is starting takes nothing over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -130,9 +133,13 @@ class Chaos:
         return True
 
     def _one_of(self, *kinds: str) -> Member | None:
-        """One that may be struck: two at least go on, so that somebody takes over, and has room for it."""
+        """One that may be struck: two that claim go on, so that somebody takes over, and has room for it."""
         members = self.stage.of_kind(*kinds)
-        return self.dice.choice(members) if len(members) > 2 or ("publisher" in kinds and members) else None
+        if "publisher" in kinds:
+            return self.dice.choice(members) if members else None
+        claiming = [member for member in members if self.stage.has_claimed(member)]
+        spare = [member for member in members if len(claiming) - (member in claiming) >= GOING_ON]
+        return self.dice.choice(spare) if spare else None
 
     def _terminate(self, server: Server) -> bool:
         self._note("terminate")

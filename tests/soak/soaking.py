@@ -33,7 +33,11 @@ def soak(scenario: Scenario, folder: Path, api: Mapping[str, str]) -> Findings:
         engine = stage.engine()
         stage.start_all()
         chaos = Chaos(stage=stage, dice=random.Random(scenario.seed))
-        wait_until(lambda: _claimers(stage, 0.0), description="somebody has claimed", timeout=CLAIM_AGAIN_SECONDS)
+        wait_until(
+            lambda: all(map(stage.has_claimed, stage.of_kind(*CLAIMING))),
+            description="everybody has claimed",
+            timeout=CLAIM_AGAIN_SECONDS,
+        )
         chaos.run(time.monotonic() + scenario.seconds)
         healed_at = chaos.heal()
         claimers = _have_everybody_claim(stage, engine, healed_at)

@@ -102,6 +102,10 @@ class Stage:
         """The members that nothing is being done to."""
         return [member for member in self.members if member.kind in kinds and member.can_be_broken]
 
+    def has_claimed(self, member: Member) -> bool:
+        """Whether it has claimed something since it was started."""
+        return any(self.part.ledger.glob(f"{member.child.pid}-*.jsonl"))
+
     def restart_dead(self) -> None:
         """Start whoever has ended anew; resume who was stopped for long enough."""
         for member in self.members:
