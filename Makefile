@@ -77,14 +77,9 @@ format: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-## make bench        claim + settle, the batch lane, and publish, against bare psycopg and against peers; imports; all as ratios
+## make bench        all benchmarks, as pairs: one table of ratios and goals, one drawing; an hour or so, make bench ARGS=--quick minutes
 bench: $(READY) .venv-peers/.ready
-	$(BIN)/python benchmarks/claim_settle.py --peer-python .venv-peers/bin/python $(ARGS)
-	$(BIN)/python benchmarks/batch_lane.py --peer-python .venv-peers/bin/python $(ARGS)
-	$(BIN)/python benchmarks/publish.py --peer-python .venv-peers/bin/python $(ARGS)
-	$(BIN)/python benchmarks/imports.py
-	$(BIN)/python benchmarks/isolation.py $(ARGS)
-	$(BIN)/python benchmarks/rules.py $(ARGS)
+	$(BIN)/python benchmarks --peer-python .venv-peers/bin/python $(ARGS)
 
 ## make audit        known vulnerabilities in what the constraints name
 audit: $(READY)

@@ -42,6 +42,10 @@ from prefect_claim_dispatch.statements.survey import survey as survey_statement
 
 SIDES = ("ours", "in turn", "bare", "pgqueuer")
 RATIOS = (("ours", "bare"), ("in turn", "bare"), ("ours", "pgqueuer"))
+GOALS = [
+    kit.Goal(figure="ours/bare", at_least=0.9, of={"batch": 1_000}),
+    kit.Goal(figure="ours/pgqueuer", at_least=2.0, of={"batch": 1_000}),
+]
 LEASE = timedelta(minutes=5)
 POLICY = RetryPolicy()
 ROWS_BY_BATCH = {1: 2_000, 100: 40_000, 1_000: 100_000}
@@ -180,7 +184,8 @@ def main() -> None:
     options = kit.parser(__doc__).parse_args()
     with kit.postgresql() as dsn:
         results = measure(dsn, options)
-    kit.show("claim + settle: rows a second, and ratios (medians)", results, options)
+    title = "claim + settle: rows a second, and ratios (medians)"
+    kit.show(title, results, options, labels=["batch"], goals=GOALS)
 
 
 if __name__ == "__main__":

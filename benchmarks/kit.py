@@ -1,4 +1,4 @@
-"""What the benchmarks share: a PostgreSQL of their own, sides that take turns, ratios, a table."""
+"""What the benchmarks share: a PostgreSQL of their own, sides that take turns, ratios, goals, a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from rich.console import Console
@@ -20,6 +21,31 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 PEER = "peer"
+PEER_SECONDS = 900
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What *figure* should be, `at_least` or `at_most`, in the results that have the values in *of*."""
+
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+    of: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+    def concerns(self, result: Mapping[str, Any], figure: str) -> bool:
+        """Whether *figure* of *result* is meant."""
+        return figure == self.figure and all(result.get(key) == value for key, value in self.of.items())
+
+    def is_reached(self, value: float) -> bool:
+        """Whether *value* is good enough."""
+        if self.at_least is not None and value < self.at_least:
+            return False
+        return self.at_most is None or value <= self.at_most
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -56,15 +82,20 @@ def peer_seconds(python: str, script: str, dsn: str, *arguments: object) -> floa
         connection.execute(f"CREATE DATABASE {PEER}")
     path = str(Path(__file__).with_name(script))
     command = [python, path, dsn.replace("/postgres?", f"/{PEER}?"), *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PEER_SECONDS)
     if finished.returncode:
         raise SystemExit(finished.stderr)
     return float(finished.stdout.split()[-1])
 
 
-def rates(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Rows a second of each side, one figure a round; every other round in the opposite order."""
-    measured: dict[str, list[float]] = {side: [] for side in sides}
+def has_peer(python: str | None, module: str) -> bool:
+    """Whether the peers' environment has *module*: one of them wants a newer Python than others."""
+    return bool(python) and not subprocess.run([python, "-c", f"import {module}"], check=False, timeout=60).returncode
+
+
+def rates(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each side measured, a rate mostly, once a round; every other round in the opposite order."""
+    measured: dict[str, list[T]] = {side: [] for side in sides}
     for turn in range(rounds):
         for side in sides if turn % 2 == 0 else reversed(sides):
             measured[side].append(sides[side]())
@@ -86,27 +117,72 @@ def median(measured: Mapping[str, list[float]], side: str) -> float | None:
 
 def ratio(measured: Mapping[str, list[float]], side: str, other: str) -> float | None:
     """The median of the rounds' own ratios."""
-    if other not in measured:
+    if side not in measured or other not in measured:
         return None
-    return statistics.median(a / b for a, b in zip(measured[side], measured[other], strict=True))
+    pairs = list(zip(measured[side], measured[other], strict=True))
+    return statistics.median(a / b for a, b in pairs) if all(b for _, b in pairs) else None
 
 
-def show(title: str, results: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """One table, ratios last."""
+def lines(
+    results: Sequence[Mapping[str, Any]], labels: Sequence[str], goals: Sequence[Goal]
+) -> Iterator[dict[str, Any]]:
+    """Each ratio of two sides, and each figure that has a goal, as a line of the table of all benchmarks."""
+    for result in results:
+        what = ", ".join(f"{label} {cell(result[label])}".strip() for label in labels)
+        for figure, value in result.items():
+            goal = next((goal for goal in goals if goal.concerns(result, figure)), None)
+            sides = [side for side in figure.split("/") if side in result] if "/" in figure else []
+            if goal is None and len(sides) != 2:
+                continue
+            is_reached = None if goal is None or value is None else goal.is_reached(value)
+            yield {
+                "what": what,
+                "figure": figure,
+                "sides": {side: result[side] for side in sides},
+                "value": value,
+                "goal": None if goal is None else str(goal),
+                "reached": is_reached,
+            }
+
+
+def show(
+    title: str,
+    results: list[dict[str, Any]],
+    options: argparse.Namespace,
+    *,
+    labels: Sequence[str] = (),
+    goals: Sequence[Goal] = (),
+) -> None:
+    """One table, ratios last, and what was missed of *goals*; as JSON too, where that is wanted.
+
+    *labels*: the columns that say what a result is of.
+    """
     console = Console(width=130)
     shown = Table(title=title)
     for column in results[0]:
         shown.add_column(column, justify="right")
     for result in results:
-        shown.add_row(*(_cell(value) for value in result.values()))
+        shown.add_row(*(cell(value) for value in result.values()))
     console.print(shown)
-    if not options.peer_python:
-        console.print("peers were not measured: no --peer-python")
+    told = list(lines(results, labels, goals))
+    for line in told:
+        if line["reached"] is not None:
+            verdict = "reached" if line["reached"] else "missed"
+            console.print(f"{line['what']}: {line['figure']} {cell(line['value'])}, goal {line['goal']}, {verdict}")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        document = {
+            "benchmark": Path(sys.argv[0]).stem,
+            "title": title,
+            "rounds": options.rounds,
+            "scale": options.scale,
+            "results": results,
+            "lines": told,
+        }
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """*value* as a table has it."""
     match value:
         case None:
             return "-"
