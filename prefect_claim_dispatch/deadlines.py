@@ -61,6 +61,7 @@ def watched(engine: Engine) -> None:
     event.listen(engine, "checkout", _taken)
     event.listen(engine, "checkin", _given_back)
     event.listen(engine, "invalidate", _given_back)
+    event.listen(engine, "detach", _given_back)  # whoever takes it out of the pool sees to it alone
 
 
 def _limit_connecting(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:

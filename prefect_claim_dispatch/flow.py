@@ -83,6 +83,7 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
         stay=stay,
         grace=grace,
         runs_per_second=settings.runs_per_second,
+        listen_url=settings.listen_url.get_secret_value() if settings.listen_url else None,
     )
     try:
         _check(options)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Unpack
 
-from sqlalchemy import Connection, Row, UpdateBase
+from sqlalchemy import Connection, Row, Table, UpdateBase
 
 from prefect_claim_dispatch import databases
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.databases import Bind
-from prefect_claim_dispatch.dialects import bind_rows
+from prefect_claim_dispatch.dialects import POSTGRESQL, bind_rows
 from prefect_claim_dispatch.errors import ActionNotFoundError, ConfigurationError
 from prefect_claim_dispatch.outcomes import Cancel
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
@@ -36,6 +36,7 @@ from prefect_claim_dispatch.selecting import (
 )
 from prefect_claim_dispatch.statements import operate
 from prefect_claim_dispatch.statements.operate import TERMINAL, Filters
+from prefect_claim_dispatch.statements.wake import wake
 
 RETRYABLE: Final = (ActionStatus.DEAD, ActionStatus.CANCELLED)
 
@@ -149,11 +150,15 @@ def cancel(
 def retry(bind: Bind, ids: Ids | None = None, *, table: str | None = None, **where: Unpack[Where]) -> list[int]:
     """Make dead or cancelled actions pending again, due now, with all attempts before them; returns their ids.
 
+    Wakes claim flows that stay, as publishing does.
+
     Raises:
         ConfigurationError: neither ids nor a filter was given, or a status that can't be retried.
     """
     filters, wanted = bounded_filters(ids, where, RETRYABLE), databases.table_named(table)
-    return _changed(bind, filters, lambda dialect: operate.retry(wanted, dialect, filters, filters.statuses))
+    return _changed(
+        bind, filters, lambda dialect: operate.retry(wanted, dialect, filters, filters.statuses), wakes=wanted
+    )
 
 
 def reschedule(
@@ -167,13 +172,15 @@ def reschedule(
 ) -> list[int]:
     """Move pending actions to *end_at*, or to the database's now plus *delay*; returns their ids.
 
+    Wakes claim flows that stay, as publishing does.
+
     Raises:
         InvalidInstantError: both or neither were given, a naive `end_at`, a negative `delay`.
         ConfigurationError: neither ids nor a filter was given.
     """
     moved = checked_moment(end_at, delay)
     filters, wanted = bounded_filters(ids, where, (ActionStatus.PENDING,)), databases.table_named(table)
-    return _changed(bind, filters, lambda dialect: operate.reschedule(wanted, dialect, filters, moved))
+    return _changed(bind, filters, lambda dialect: operate.reschedule(wanted, dialect, filters, moved), wakes=wanted)
 
 
 def prune(
@@ -213,10 +220,15 @@ def count_prunable(
         return connection.execute(operate.count_prunable(wanted, age, chosen)).scalar_one()
 
 
-def _changed(bind: Bind, filters: Filters, statement: Callable[[str], UpdateBase]) -> list[int]:
+def _changed(
+    bind: Bind, filters: Filters, statement: Callable[[str], UpdateBase], wakes: Table | None = None
+) -> list[int]:
     def change(connection: Connection) -> list[int]:
         dialect = connection.dialect.name
-        return sorted(connection.execute(statement(dialect), filters.parameters(dialect)).scalars())
+        ids = sorted(connection.execute(statement(dialect), filters.parameters(dialect)).scalars())
+        if ids and wakes is not None and dialect == POSTGRESQL:
+            connection.execute(wake(wakes))
+        return ids
 
     return databases.repeated(bind, change)
 

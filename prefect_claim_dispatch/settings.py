@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr | None = None
+    listen_url: SecretStr | None = None
     table: str = Field("action_logs", min_length=1)
     schema_name: str | None = Field(None, alias=f"{PREFIX}SCHEMA")
     processors: Annotated[tuple[str, ...], NoDecode] = ()

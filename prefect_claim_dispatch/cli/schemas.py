@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from prefect_claim_dispatch import databases
-from prefect_claim_dispatch.cli.options import Common
+from prefect_claim_dispatch.cli.options import Common, Flag
 from prefect_claim_dispatch.cli.output import print_json, say
 from prefect_claim_dispatch.engines import parsed_url
 
@@ -75,3 +75,33 @@ def sql(*, dialect: Literal["postgresql", "sqlite"] | None = None, common: Commo
         print_json({"table": table.fullname, "dialect": name, "sql": script})
     else:
         sys.stdout.write(script)
+
+
+@db.command
+def wake_up(*, remove: Flag = False, sql: Flag = False, common: Common | None = None) -> None:
+    """Have every INSERT wake the claim flows that stay (PostgreSQL). Optional; safe to run again.
+
+    Args:
+        remove: Remove it instead.
+        sql: Print the DDL for an administrator to read and run. Asks no database.
+        common: Database, table, and how to answer.
+    """
+    from prefect_claim_dispatch import migrations  # noqa: PLC0415 - Alembic, which --help does without
+
+    common = common or Common()
+    table = databases.table_named(common.table)
+    if sql:
+        script = migrations.wake_up_sql(table=table.name, schema=table.schema, remove=remove)
+        if common.json:
+            print_json({"table": table.fullname, "sql": script})
+        else:
+            sys.stdout.write(script)
+        return
+    change = migrations.remove_wake_up if remove else migrations.install_wake_up
+    has_changed = change(common.url, table=table.name, schema=table.schema)
+    if common.json:
+        print_json({"table": table.fullname, "installed": not remove, "changed": has_changed})
+    elif remove:
+        say(f"{table.fullname}: {'its wake-up is removed' if has_changed else 'there was no wake-up'}")
+    else:
+        say(f"{table.fullname}: an INSERT wakes claim flows that stay{'' if has_changed else ', as before'}")

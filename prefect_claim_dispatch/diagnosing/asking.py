@@ -13,6 +13,7 @@ from prefect_claim_dispatch.databases import transaction
 from prefect_claim_dispatch.diagnosing.facts import ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE
 from prefect_claim_dispatch.statements import diagnose
+from prefect_claim_dispatch.statements.wake import wake_up
 
 NO_TIME = timedelta(0)
 
@@ -56,6 +57,15 @@ def ask_indexes(engine: Engine, table: Table) -> dict[str, bool]:
     with transaction(engine) as connection:
         rows = connection.execute(diagnose.indexes_of(table, engine.dialect.name)).all()
     return {row.name: row.is_valid for row in rows}
+
+
+def ask_wake_up(engine: Engine, table: Table) -> bool | None:
+    """Whether publishing wakes claim flows that stay; None on SQLite, where it does without a trigger."""
+    if engine.dialect.name != POSTGRESQL:
+        return None
+    with transaction(engine) as connection:
+        row = connection.execute(wake_up(table)).one_or_none()
+    return row is not None and row.is_there
 
 
 def ask_tuples(engine: Engine, table: Table) -> TupleFacts | None:

@@ -95,6 +95,7 @@ def _examine_table(
     checks: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("grants", lambda: _examine_rights(engine, table)),
         ("indexes", lambda: judging.judge_indexes(asking.ask_indexes(engine, table), _index_names(table))),
+        ("wake-up", lambda: judging.judge_wake_up(is_there=asking.ask_wake_up(engine, table))),
         ("vacuum", lambda: _examine_vacuum(engine, table, patient.patience)),
         ("rows", lambda: _examine_rows(engine, table, patient, is_routable)),
     ]

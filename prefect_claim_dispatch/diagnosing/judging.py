@@ -104,6 +104,15 @@ def judge_indexes(found: Mapping[str, bool], wanted: Iterable[str]) -> list[Find
     return findings or [fine("indexes", f"all {len(names)} are there")]
 
 
+def judge_wake_up(*, is_there: bool | None) -> list[Finding]:
+    """Whether publishing wakes claim flows that stay. It is fine without: they look every second."""
+    if is_there is None:
+        return []
+    if is_there:
+        return [fine("wake-up", "publishing wakes claim flows that stay")]
+    return [fine("wake-up", "no trigger: claim flows that stay look every second; claim-dispatch db wake-up adds one")]
+
+
 def judge_vacuum(pins: Iterable[Pin], tuples: TupleFacts | None, patience: timedelta) -> list[Finding]:
     """What keeps VACUUM from its work: each claim steps over the dead entries that it may not remove."""
     held = [pin for pin in pins if _pins_for_long(pin, patience)]

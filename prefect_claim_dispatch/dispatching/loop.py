@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from sqlalchemy import Engine, Table
 
@@ -23,9 +24,11 @@ from prefect_claim_dispatch.dispatching.strays import report_strays
 from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
+from prefect_claim_dispatch.listening import listening
 from prefect_claim_dispatch.outages import Outage
 from prefect_claim_dispatch.reports import Tally
 
+SHORTEST_PAUSE = 0.01
 CONTENDED_PAUSE = 0.05
 CONTENDED_ROUNDS = 20
 UNSETTLED_PAUSE = 0.25
@@ -79,10 +82,16 @@ class ClaimLoop:
         """
         stay_until = elapsed_clock() + self._options.stay.total_seconds()
         with answered_in_time(self._options.lease):
-            while self._goes_on(stay_until):
-                pass
+            with self._woken():
+                while self._goes_on(stay_until):
+                    pass
             self._finish()
             report_strays(self._engine, self._table, self._tally, self._strays())
+
+    def _woken(self) -> AbstractContextManager[None]:
+        if not self._options.stay:
+            return nullcontext()  # it looks until nothing is due, and never waits to be told
+        return listening(self._engine, self._table, self._slots.wake, url=self._options.listen_url)
 
     def _goes_on(self, stay_until: float) -> bool:
         """One round; whether there is to be another."""
@@ -107,6 +116,7 @@ class ClaimLoop:
 
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
+        self._slots.heed()
         outstanding, ended = len(self._slots), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
         is_settled = not outstanding and self._keeper.flush(timeout=self._options.soon, patiently=False)
@@ -131,7 +141,8 @@ class ClaimLoop:
             self._slots.pause(CONTENDED_PAUSE)
         elif outstanding or len(self._line):
             # As it was before the survey, which has not seen the verdict of what has ended since.
-            self._slots.wait_for_more_ended(ended, self._line.pause)
+            within = min(self._line.pause, self._next_due(survey)) if self._slots.left else self._line.pause
+            self._slots.wait_for_more_ended_or_wake(ended, within)
         elif not is_settled and not len(self._slots):
             self._slots.pause(UNSETTLED_PAUSE)
         elif claimed_here is not None:
@@ -227,10 +238,14 @@ class ClaimLoop:
         remaining = stay_until - elapsed_clock()
         if remaining <= 0:
             return False
+        self._slots.doze(min(self._next_due(survey), remaining))
+        return True
+
+    def _next_due(self, survey: Survey) -> float:
+        """Seconds until an action that has a processor here is due, or at most a poll."""
         eligible = [lane.end_at for lane in self._routing.routable(survey.lanes) if lane.end_at > survey.now]
         next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
-        self._slots.pause(max(CONTENDED_PAUSE, min(next_due, POLL, remaining)))
-        return True
+        return max(SHORTEST_PAUSE, min(next_due, POLL))
 
     def _finish(self) -> None:
         self._line.finish()

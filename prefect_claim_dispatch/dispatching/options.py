@@ -16,6 +16,7 @@ class LoopOptions:
     """What a claim flow was asked for.
 
     *trial*: how long a suspect is on trial at most, see `trial_of`. *runs_per_second*: see `rows_per_run_for`.
+    *listen_url*: see `listening`.
     """
 
     limit: int
@@ -28,6 +29,7 @@ class LoopOptions:
     grace: timedelta = timedelta(seconds=20)
     trial: timedelta = timedelta(seconds=10)
     runs_per_second: float = 30
+    listen_url: str | None = None
 
     def trial_of(self, suspects: int) -> float:
         """Seconds that each of *suspects* is on trial: `trial`, or less where leases are short, or many wait.

@@ -23,6 +23,7 @@ class Slots:
         self._freed = threading.Condition()
         self._taken: set[Workload] = set()
         self._ended = 0
+        self._is_woken = False
 
     def __len__(self) -> int:
         with self._freed:
@@ -74,6 +75,15 @@ class Slots:
         with self._freed:
             self._freed.wait_for(lambda: self._ended > ended, within)
 
+    def wait_for_more_ended_or_wake(self, ended: int, within: float) -> None:
+        """As `wait_for_more_ended`, or until something was published, if there is a slot for it."""
+
+        def is_over() -> bool:
+            return self._ended > ended or (self._is_woken and len(self._taken) < self._number)
+
+        with self._freed:
+            self._freed.wait_for(is_over, within)
+
     def wait_for_none(self) -> None:
         """Until all have ended."""
         with self._freed:
@@ -89,6 +99,23 @@ class Slots:
         if seconds > 0:
             with self._freed:
                 self._freed.wait(seconds)
+
+    def doze(self, seconds: float) -> None:
+        """As `pause`, or until something was published."""
+        with self._freed:
+            if not self._is_woken:
+                self._freed.wait(seconds)
+
+    def wake(self) -> None:
+        """Something was published; from any thread. It holds until `heed`."""
+        with self._freed:
+            self._is_woken = True
+            self._freed.notify_all()
+
+    def heed(self) -> None:
+        """What was published until now is about to be looked for."""
+        with self._freed:
+            self._is_woken = False
 
     def rest(self, seconds: float) -> None:
         """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""

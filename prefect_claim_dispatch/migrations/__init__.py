@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, MetaData, String, Table, func, inspect, select
 from sqlalchemy.exc import ProgrammingError
 
-from prefect_claim_dispatch import engines
+from prefect_claim_dispatch import engines, wake_ups
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE, SUPPORTED
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
@@ -31,6 +31,7 @@ from prefect_claim_dispatch.errors import (
 )
 from prefect_claim_dispatch.outcomes import redacted
 from prefect_claim_dispatch.schema import DEFAULT_TABLE, actions_table
+from prefect_claim_dispatch.statements.wake import wake_up
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 
@@ -96,6 +97,36 @@ def sql(dialect_name: str, *, table: str = DEFAULT_TABLE, schema: str | None = N
     with _ALEMBIC:
         command.upgrade(config, "head", sql=True)
     return output.getvalue()
+
+
+def install_wake_up(bind: Connection | str, *, table: str = DEFAULT_TABLE, schema: str | None = None) -> bool:
+    """Have every INSERT wake claim flows that stay; returns whether it did not before. Safe to repeat.
+
+    PostgreSQL only: on SQLite they watch the file, and nothing is needed. *bind* is a URL, or the connection of the
+    application's own migration (``op.get_bind()``), which is joined and not committed. The role owns the table or has
+    TRIGGER on it, and may create a function in its schema. Waits for transactions that have written to the table, and
+    writers wait behind it: see docs/migrations.md for a ``lock_timeout``.
+
+    Raises:
+        ConfigurationError: the database is SQLite.
+        SchemaMissingError: the table, or its schema, is not there.
+        DatabaseError: the role may not; `wake_up_sql` is what an administrator may run instead.
+    """
+    wanted = actions_table(table, schema)
+    return _change_wake_up(bind, wanted, wake_ups.install_ddl(wanted)) is False
+
+
+def remove_wake_up(bind: Connection | str, *, table: str = DEFAULT_TABLE, schema: str | None = None) -> bool:
+    """Undo `install_wake_up`; returns whether there was something to remove. It raises the same."""
+    wanted = actions_table(table, schema)
+    return _change_wake_up(bind, wanted, wake_ups.remove_ddl(wanted))
+
+
+def wake_up_sql(*, table: str = DEFAULT_TABLE, schema: str | None = None, remove: bool = False) -> str:
+    """The DDL that installs the wake-up, or removes it, as text, one transaction; needs no database."""
+    wanted = actions_table(table, schema)
+    ddl = wake_ups.remove_ddl(wanted) if remove else wake_ups.install_ddl(wanted)
+    return "".join(f"{statement};\n\n" for statement in ("BEGIN", *ddl, "COMMIT"))
 
 
 def check_version(connection: Connection, table: Table) -> None:
@@ -173,12 +204,36 @@ def _config(table: Table, output: io.StringIO | None = None) -> Config:
     return config
 
 
+def _change_wake_up(bind: Connection | str, table: Table, ddl: Sequence[str]) -> bool:
+    """Execute *ddl*; whether the wake-up was there before."""
+    advice = "claim-dispatch db wake-up --sql"
+    if isinstance(bind, Connection):
+        with _refusals_explained(advice):
+            return _wake_up_changed(bind, table, ddl)
+    with _connected(bind, table.schema, advice) as connection:
+        return _wake_up_changed(connection, table, ddl)
+
+
+def _wake_up_changed(connection: Connection, table: Table, ddl: Sequence[str]) -> bool:
+    if connection.dialect.name != POSTGRESQL:
+        msg = "SQLite needs no wake-up: claim flows that stay watch the file; there is nothing to install or remove"
+        raise ConfigurationError(msg)
+    _take_turn(connection, table)
+    found = connection.execute(wake_up(table)).one_or_none()
+    if found is None:
+        msg = f"the action table {table.fullname} is not there; run: claim-dispatch db upgrade"
+        raise SchemaMissingError(msg)
+    for statement in ddl:
+        connection.exec_driver_sql(statement)
+    return bool(found.is_there)
+
+
 @contextmanager
-def _connected(url: str, schema: str | None) -> Generator[Connection]:
+def _connected(url: str, schema: str | None, advice: str = "claim-dispatch db sql") -> Generator[Connection]:
     engine = engines.create(url)
     try:
         _refuse_schema_on_sqlite(engine.dialect.name, schema)
-        with engines.translated(), _refusals_explained(), engine.begin() as connection:
+        with engines.translated(), _refusals_explained(advice), engine.begin() as connection:
             if schema is not None and not inspect(connection).has_schema(schema):
                 msg = f"schema {schema!r} does not exist in this database; create it first: it is never created unasked"
                 raise SchemaMissingError(msg)
@@ -188,7 +243,7 @@ def _connected(url: str, schema: str | None) -> Generator[Connection]:
 
 
 @contextmanager
-def _refusals_explained() -> Generator[None]:
+def _refusals_explained(advice: str) -> Generator[None]:
     try:
         yield
     except ProgrammingError as error:
@@ -196,8 +251,8 @@ def _refusals_explained() -> Generator[None]:
             raise
         reason = redacted(str(error.orig).strip().split("\n")[0], 300)
         msg = (
-            f"the database refuses to migrate: {reason}; use a role that may create tables, "
-            "or give an administrator the output of: claim-dispatch db sql"
+            f"the database refuses to migrate: {reason}; use a role that owns the table or may create it, "
+            f"or give an administrator the output of: {advice}"
         )
         raise DatabaseError(msg) from error
 

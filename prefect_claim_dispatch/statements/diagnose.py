@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
-    Column,
     ColumnElement,
     DateTime,
     Integer,
@@ -26,13 +25,13 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy import table as named_table
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.dialects import SQLITE, now
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
+from prefect_claim_dispatch.statements.catalogs import catalog, relation
 
 
 def server(dialect: str) -> Select[Any]:
@@ -52,14 +51,14 @@ def server(dialect: str) -> Select[Any]:
 
 def columns_and_rights(table: Table) -> Select[Any]:
     """PostgreSQL: one row for each column that is there: ``name``, and what this role may do with it."""
-    there = _catalog("pg_attribute", attrelid=BigInteger, attname=Text, attnum=Integer, attisdropped=Boolean)
+    there = catalog("pg_attribute", attrelid=BigInteger, attname=Text, attnum=Integer, attisdropped=Boolean)
 
     def may(right: str) -> ColumnElement[bool]:
         return func.has_column_privilege(there.c.attrelid, there.c.attnum, right, type_=Boolean).label(right.lower())
 
     return (
         select(there.c.attname.label("name"), may("SELECT"), may("INSERT"), may("UPDATE"))
-        .where(there.c.attrelid == _relation(table), there.c.attnum > 0, ~there.c.attisdropped)
+        .where(there.c.attrelid == relation(table), there.c.attnum > 0, ~there.c.attisdropped)
         .order_by(there.c.attnum)
         .execution_options(**{NAME: "columns_and_rights"})
     )
@@ -69,27 +68,27 @@ def indexes_of(table: Table, dialect: str) -> Select[Any]:
     """One row for each index that is there: ``name, is_valid``."""
     query: Select[Any]
     if dialect == SQLITE:
-        there = _catalog("sqlite_master", type=Text, name=Text, tbl_name=Text)
+        there = catalog("sqlite_master", type=Text, name=Text, tbl_name=Text)
         query = select(there.c.name, true().label("is_valid")).where(
             there.c.type == "index", there.c.tbl_name == table.name
         )
     else:
-        index = _catalog("pg_index", indexrelid=BigInteger, indrelid=BigInteger, indisvalid=Boolean)
-        relation = _catalog("pg_class", oid=BigInteger, relname=Text)
+        index = catalog("pg_index", indexrelid=BigInteger, indrelid=BigInteger, indisvalid=Boolean)
+        named = catalog("pg_class", oid=BigInteger, relname=Text)
         query = (
-            select(relation.c.relname.label("name"), index.c.indisvalid.label("is_valid"))
-            .join_from(index, relation, relation.c.oid == index.c.indexrelid)
-            .where(index.c.indrelid == _relation(table))
+            select(named.c.relname.label("name"), index.c.indisvalid.label("is_valid"))
+            .join_from(index, named, named.c.oid == index.c.indexrelid)
+            .where(index.c.indrelid == relation(table))
         )
     return query.execution_options(**{NAME: "indexes_of"})
 
 
 def tuples_of(table: Table) -> Select[Any]:
     """PostgreSQL: one row with the estimates ``live, dead`` of the table's row versions."""
-    there = _catalog("pg_stat_all_tables", relid=BigInteger, n_live_tup=BigInteger, n_dead_tup=BigInteger)
+    there = catalog("pg_stat_all_tables", relid=BigInteger, n_live_tup=BigInteger, n_dead_tup=BigInteger)
     return (
         select(there.c.n_live_tup.label("live"), there.c.n_dead_tup.label("dead"))
-        .where(there.c.relid == _relation(table))
+        .where(there.c.relid == relation(table))
         .execution_options(**{NAME: "tuples_of"})
     )
 
@@ -121,16 +120,6 @@ def claims_held(table: Table) -> Select[Any]:
     )
 
 
-def _catalog(name: str, /, **columns: Any) -> Any:
-    return named_table(name, *(Column(key, type_) for key, type_ in columns.items()))
-
-
-def _relation(table: Table) -> ColumnElement[Any]:
-    """The table's oid, found as its name in a statement is; NULL where there is none."""
-    name = func.quote_ident(table.name)
-    return func.to_regclass(name if table.schema is None else func.concat(func.quote_ident(table.schema), ".", name))
-
-
 def _seconds_since(instant: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.extract("epoch", func.clock_timestamp() - instant)
 
@@ -145,7 +134,7 @@ def _row(kind: str, who: Any, seconds: Any, transactions: Any) -> Select[Any]:
 
 
 def _sessions() -> Select[Any]:
-    there = _catalog(
+    there = catalog(
         "pg_stat_activity",
         pid=Integer,
         datname=Text,
@@ -163,7 +152,7 @@ def _sessions() -> Select[Any]:
 
 
 def _prepared() -> Select[Any]:
-    there = _catalog("pg_prepared_xacts", gid=Text, database=Text, prepared=DateTime(timezone=True), transaction=Text)
+    there = catalog("pg_prepared_xacts", gid=Text, database=Text, prepared=DateTime(timezone=True), transaction=Text)
     c = there.c
     return _row("prepared transaction", c.gid, _seconds_since(c.prepared), func.age(c.transaction)).where(
         c.database == func.current_database()
@@ -171,5 +160,5 @@ def _prepared() -> Select[Any]:
 
 
 def _slots() -> Select[Any]:
-    there = _catalog("pg_replication_slots", slot_name=Text, xmin=Text)
+    there = catalog("pg_replication_slots", slot_name=Text, xmin=Text)
     return _row("replication slot", there.c.slot_name, null(), func.age(there.c.xmin)).where(there.c.xmin.is_not(None))

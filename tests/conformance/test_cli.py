@@ -120,6 +120,24 @@ def test_first_steps_on_an_empty_database(run_empty: Run) -> None:
     assert all(answer.errors == "" for answer in (upgraded, published, listed, status))
 
 
+def test_wake_up_is_installed_shown_and_removed(run: Run, database_url: str) -> None:
+    """Each answer says what is so now, and whether that is new; SQLite gets one line instead."""
+    table = ("--table", "public.action_logs") if database_url.startswith("postgresql") else ()
+    if not table:
+        refused = run("db", "wake-up")
+        assert refused.code != 0
+        assert "SQLite needs no wake-up" in refused.errors
+        return
+
+    printed = run("db", "wake-up", "--sql", *table)
+    answers = [run("db", "wake-up", "--json", *options, *table) for options in ((), (), ("--remove",), ("--remove",))]
+
+    assert printed.output.count("CREATE OR REPLACE") == 2
+    assert "AFTER INSERT ON public.action_logs" in printed.output
+    assert [answer.document["installed"] for answer in answers] == [True, True, False, False]
+    assert [answer.document["changed"] for answer in answers] == [True, False, True, False]
+
+
 def test_second_upgrade_says_that_nothing_was_to_do(run: Run) -> None:
     """Deployments run it every time."""
     answer = run("db", "upgrade", "--json")

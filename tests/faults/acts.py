@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from prefect_claim_dispatch import Draft, claiming, operations, outstanding, publish, publish_many
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.diagnosing import asking
+from prefect_claim_dispatch.listening import prove
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
 from prefect_claim_dispatch.outstanding import Followed
 from prefect_claim_dispatch.policies import RetryPolicy
@@ -225,6 +226,11 @@ def _settle_in_own_transaction(scene: Scene, raws: Sequence[RawAction]) -> None:
         scene.ledger.accepted(raw, "processed", sent_at=sent_at)
 
 
+def _prove(engine: Engine) -> None:
+    if engine.dialect.name == "postgresql":
+        prove(engine, "claim_dispatch_probe", "it")
+
+
 def _rescue(scene: Scene, _: Any) -> None:
     rescue(scene.engine, TABLE, lambda _: AT_ONCE, limit=10)
 
@@ -293,8 +299,13 @@ ACTS: Final[dict[str, Act]] = {
         _nothing, lambda s, _: outstanding.identity(s.engine, TABLE), "identify", sqlite=(), changes=False
     ),
     "cancel": _act(_two_due, lambda s, ids: operations.cancel(s.engine, ids), "cancellable", "cancel"),
-    "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry"),
-    "reschedule": _act(_two_due, lambda s, ids: operations.reschedule(s.engine, ids, delay=HOUR), "reschedule"),
+    "retry": _act(_two_cancelled, lambda s, ids: operations.retry(s.engine, ids), "retry", "wake", sqlite=("retry",)),
+    "reschedule": _act(
+        _two_due,
+        lambda s, ids: operations.reschedule(s.engine, ids, delay=HOUR),
+        *("reschedule", "wake"),
+        sqlite=("reschedule",),
+    ),
     "prune": _act(_two_old, lambda s, _: operations.prune(s.engine, timedelta(minutes=1)), "prune"),
     "count what is old": _act(
         _two_old, lambda s, _: operations.count_prunable(s.engine, HOUR), "count_prunable", changes=False
@@ -306,6 +317,10 @@ ACTS: Final[dict[str, Act]] = {
         _nothing, lambda s, _: asking.ask_rights(s.engine, TABLE), "columns_and_rights", sqlite=(), changes=False
     ),
     "ask about indexes": _act(_nothing, lambda s, _: asking.ask_indexes(s.engine, TABLE), "indexes_of", changes=False),
+    "ask about the wake-up": _act(
+        _nothing, lambda s, _: asking.ask_wake_up(s.engine, TABLE), "wake_up", sqlite=(), changes=False
+    ),
+    "prove that notifications arrive": _act(_nothing, lambda s, _: _prove(s.engine), "probe", sqlite=(), changes=False),
     "ask about dead rows": _act(
         _nothing, lambda s, _: asking.ask_tuples(s.engine, TABLE), "tuples_of", sqlite=(), changes=False
     ),

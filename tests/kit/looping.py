@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine, Table, event
 
 from prefect_claim_dispatch import Action, processor, publish
 from prefect_claim_dispatch.dispatching.batches import Workload
@@ -100,6 +100,45 @@ class Running:
         if self.error is not None:
             raise self.error
         return self.tally
+
+
+class _OverError(Exception):
+    """The test is over, and so is the loop's stay."""
+
+
+@contextmanager
+def staying(engine: Engine, registry: Registry, *, table: Table = TABLE, **changes: Any) -> Generator[Running]:
+    """The loop of a claim flow that stays until the block ends, in a thread.
+
+    *changes* are to its options. At the end a row of a type that nobody registered is published, to wake it.
+    """
+    running, dispatcher, is_over = Running(), ThreadDispatcher(4), threading.Event()
+
+    def end_it(*_: Any) -> None:
+        if is_over.is_set() and threading.current_thread() is running.thread:
+            raise _OverError
+
+    def run() -> None:
+        try:
+            run_loop(engine, registry, dispatcher, tally=running.tally, table=table, **changes)
+        except _OverError:
+            pass
+        except Exception as error:
+            running.error = error
+
+    event.listen(engine, "before_cursor_execute", end_it)
+    changes = {"stay": timedelta(seconds=60)} | changes
+    running.thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+    running.thread.start()
+    try:
+        yield running
+    finally:
+        is_over.set()
+        publish(engine, "nobody.registered", table=table.fullname)
+        running.thread.join(40)
+        dispatcher.close()
+        event.remove(engine, "before_cursor_execute", end_it)
+        assert not running.thread.is_alive(), "the loop has not ended"
 
 
 class Scene:

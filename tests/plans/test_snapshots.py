@@ -27,6 +27,7 @@ from prefect_claim_dispatch.statements import (
     rescue,
     settle,
     survey,
+    wake,
 )
 from tests.kit.tables import TABLE
 
@@ -74,6 +75,9 @@ ON_POSTGRESQL: dict[str, Executable] = {
     "doctor_rights": diagnose.columns_and_rights(TABLE),
     "doctor_tuples": diagnose.tuples_of(TABLE),
     "doctor_pins": diagnose.pins(),
+    "wake_up": wake.wake_up(TABLE),
+    "wake": wake.wake(TABLE),
+    "probe": wake.probe(),
 }
 SNAPSHOTS = {f"{name}.{dialect}.sql" for name in STATEMENTS for dialect in DIALECTS}
 SNAPSHOTS |= {f"{name}.postgresql.sql" for name in ON_POSTGRESQL}

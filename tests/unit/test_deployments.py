@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,24 @@ def test_both_files_deploy_the_same_thing() -> None:
         package.pop(its_own, None)
 
     assert checkout == package
-    assert package["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    assert package["concurrency_limit"] == {"limit": 3, "collision_strategy": "CANCEL_NEW"}
     assert package["work_pool"] == {"name": "claims"}
+
+
+@pytest.mark.parametrize("path", PREFECT_FILES)
+def test_run_stays_until_the_next_has_taken_over(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a gap between two runs nobody is there to be woken; where they may not overlap there is one each minute."""
+    monkeypatch.chdir(ROOT)
+    wanted = deployment(path)
+    claim = import_object(wanted["entrypoint"])
+
+    stay = claim.validate_parameters(wanted["parameters"])["stay"]
+    (schedule,) = wanted["schedules"]
+
+    overlap = stay - timedelta(seconds=schedule["interval"])
+    assert overlap >= timedelta(seconds=15), "a worker's look and the start of a flow run"
+    most_at_once = math.ceil(stay / timedelta(seconds=schedule["interval"]))
+    assert wanted["concurrency_limit"]["limit"] > most_at_once, "one may be late with long work"
 
 
 def test_checkout_is_found_by_a_template_and_the_package_by_nothing() -> None:

@@ -54,3 +54,27 @@ def test_without_an_end_it_is_over_in_time() -> None:
     slots.wait_for_more_ended(slots.ended, 0.01)
 
     assert slots.ended == 0
+
+
+def test_wake_up_before_the_sleep_is_not_lost() -> None:
+    """What was published between the look and the sleep would wait for the next look else."""
+    slots = Slots(1)
+
+    slots.wake()
+    slots.doze(FOR_EVER)
+
+    slots.heed()
+    slots.doze(0.01)
+
+
+def test_wake_up_ends_the_wait_for_runs_only_where_there_is_a_slot() -> None:
+    """Without one nothing could be claimed, and a flood of publishing would be one of looks in vain."""
+    free, full = Slots(2), Slots(1)
+    for slots in (free, full):
+        slots.take(run())
+        slots.wake()
+
+    free.wait_for_more_ended_or_wake(free.ended, FOR_EVER)
+    full.wait_for_more_ended_or_wake(full.ended, 0.01)
+
+    assert (free.ended, full.ended) == (0, 0)

@@ -1,0 +1,1 @@
+SELECT pg_notify(:channel::VARCHAR, :payload::VARCHAR) AS pg_notify_1;
