@@ -18,7 +18,7 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON action_logs, action_logs_version FROM claim_dispatch_publisher, claim_dispatch_dispatcher, claim_dispatch_operator;
+REVOKE ALL ON action_logs, action_logs_version, action_logs_paused FROM claim_dispatch_publisher, claim_dispatch_dispatcher, claim_dispatch_operator;
 
 -- Publisher: inserts what an application may say, so that it can neither write history nor read payloads. Of what is there it sees the id, to
 -- return it, and the columns by which a duplicate is found.
@@ -28,11 +28,12 @@ GRANT SELECT (id, type, idempotency_key) ON action_logs TO claim_dispatch_publis
 -- GRANT SELECT (status), UPDATE (payload, end_at, priority, ordering_key, fail_count, updated_at) ON action_logs TO claim_dispatch_publisher;
 
 -- Dispatcher: reads actions and writes their life, but neither their type nor their payload; it inserts and deletes nothing.
-GRANT SELECT ON action_logs, action_logs_version TO claim_dispatch_dispatcher;
+GRANT SELECT ON action_logs, action_logs_version, action_logs_paused TO claim_dispatch_dispatcher;
 GRANT UPDATE (
     end_at, status, claimed_at, claimed_by, claim_count, lease_expires_at, run_id, fail_count, errors, processed_at, settled_at, updated_at
 ) ON action_logs TO claim_dispatch_dispatcher;
 
--- Operator: status, retry, reschedule, cancel, publish, and prune, the only one that deletes.
+-- Operator: status, retry, reschedule, cancel, pause, publish, and prune, the only one that deletes.
 GRANT claim_dispatch_publisher, claim_dispatch_dispatcher TO claim_dispatch_operator;
 GRANT DELETE ON action_logs TO claim_dispatch_operator;
+GRANT INSERT, UPDATE, DELETE ON action_logs_paused TO claim_dispatch_operator;

@@ -1,4 +1,6 @@
-"""Claims: survey, claim, begin, renew. Each is one short transaction, committed before it returns.
+"""Claims: claim, begin, renew, and what :mod:`.surveying` has.
+
+Each is one short transaction, committed before it returns.
 
 A `Connection` in place of the engine is joined and not committed, which nobody but :mod:`.testing` should want.
 """
@@ -9,7 +11,6 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, cast
@@ -17,7 +18,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Row, Table, UpdateBase
 from sqlalchemy.exc import IntegrityError
 
-from prefect_claim_dispatch import databases
+from prefect_claim_dispatch import databases, limiting
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, ThawedAction, elapsed_clock
 from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.encoding import MAX_DEPTH
@@ -25,8 +26,9 @@ from prefect_claim_dispatch.errors import DatabaseContendedError, DatabaseError
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
-from prefect_claim_dispatch.statements.survey import count_due as count_due_statement
-from prefect_claim_dispatch.statements.survey import survey as survey_statement
+from prefect_claim_dispatch.surveying import Lane, Survey, count_due, survey
+
+__all__ = ["Lane", "RawAction", "Survey", "begin", "claim", "count_due", "renew", "survey"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,39 +39,6 @@ EARLIEST = itemgetter(3, 0)
 PRIORITY = itemgetter(7)
 
 _decoder = json.JSONDecoder()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """The pending actions of one type and priority, of which the earliest is eligible at `end_at`.
-
-    A claim takes what is due in lanes of a lower *turn* first, within one priority.
-    """
-
-    type: str
-    priority: int
-    end_at: datetime
-    turn: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What there is to do at `now`, by the database's clock."""
-
-    now: datetime
-    lanes: tuple[Lane, ...]
-    oldest_lease_at: datetime | None
-
-    @property
-    def has_expired_leases(self) -> bool:
-        """Whether rescue would find something."""
-        return self.oldest_lease_at is not None and self.oldest_lease_at < self.now
-
-    def due(self, until: datetime | None = None) -> tuple[Lane, ...]:
-        """The lanes with due actions: highest priority first, then the one that has waited longest."""
-        horizon = self.now if until is None else min(self.now, until)
-        lanes = [lane for lane in self.lanes if lane.end_at <= horizon]
-        return tuple(sorted(lanes, key=lambda lane: (-lane.priority, lane.end_at)))
 
 
 class RawAction:
@@ -167,24 +136,6 @@ class RawAction:
         return f"{self.type} #{self.id} (attempt {self.fail_count + 1})"
 
 
-def survey(engine: Engine | Connection, table: Table) -> Survey:
-    """What there is to do, in one statement whose cost is the number of distinct (type, priority), not of rows."""
-    with databases.transaction(engine) as connection:
-        rows = connection.execute(survey_statement(table)).all()
-    lanes = tuple(Lane(type=row.type, priority=row.priority, end_at=row.end_at) for row in rows if row.type is not None)
-    oldest = next(row for row in rows if row.type is None)
-    return Survey(now=oldest.now, lanes=lanes, oldest_lease_at=oldest.end_at)
-
-
-def count_due(engine: Engine | Connection, table: Table, lanes: Iterable[Lane]) -> int:
-    """How many actions of *lanes* are due now; a count of the index, so ask it seldom."""
-    with databases.transaction(engine) as connection:
-        return sum(
-            connection.execute(count_due_statement(table), {"type": lane.type, "priority": lane.priority}).scalar_one()
-            for lane in lanes
-        )
-
-
 def claim(
     engine: Engine | Connection,
     table: Table,
@@ -195,6 +146,7 @@ def claim(
     claimed_by: str,
     until: datetime | None = None,
     may_begin: bool = True,
+    max_running: int | None = None,
 ) -> list[RawAction]:
     """Claim up to *limit* due actions of *lanes*: of the highest priority first, then by turn, `end_at` and `id`.
 
@@ -205,6 +157,9 @@ def claim(
     *may_begin*: whether the work may begin at once. If its holder dies, an action that may have begun loses an attempt;
     others lose none, and nobody may begin them before `begin` has written it down. The mark is `run_id`, which says
     *claimed_by* until the run that does the work is known.
+
+    *max_running*: at most so many actions of the *lanes*, all of one type, may then be claimed, by whomever; see
+    `limiting.room`. None come while somebody else counts them.
     """
     if not lanes or limit < 1:
         return []
@@ -225,6 +180,11 @@ def claim(
         expires = elapsed_clock() + lease.total_seconds()
         try:
             with databases.transaction(engine) as connection:
+                if max_running is not None:
+                    left = limiting.room(connection, table, lanes[0].type, max_running, is_joined=connection is engine)
+                    parameters["limit"] = min(limit, left)
+                    if left < 1:
+                        return []
                 rows = connection.execute(statement, parameters).all()
         except DatabaseError as error:
             if not isinstance(error, DatabaseContendedError) and not isinstance(error.__cause__, IntegrityError):

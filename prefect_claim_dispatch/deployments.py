@@ -8,7 +8,7 @@ from typing import Final
 
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.outcomes import Snooze
-from prefect_claim_dispatch.processors import check_attempts, check_pattern, place_of
+from prefect_claim_dispatch.processors import check_attempts, check_max_running, check_pattern, place_of
 from prefect_claim_dispatch.registrations import Deployment, Facts, Parameters, Processor
 from prefect_claim_dispatch.registry import Registry, registry
 
@@ -30,6 +30,7 @@ def deployment_processor(
     backoff_max: timedelta | None = None,
     facts: Facts | None = None,
     on_rules_false: Snooze | None = None,
+    max_running: int | None = None,
     registry: Registry = registry,
 ) -> None:
     """Register *deployment* as what does actions of *type_*: each becomes one flow run of it for each claim.
@@ -49,13 +50,17 @@ def deployment_processor(
         backoff_max: the longest wait.
         facts: the present state that the action's rules look at.
         on_rules_false: look again later instead of cancelling when the rules are false.
+        max_running: at most so many actions of one exact type are claimed at a time, in all claim flows together: their
+            runs wait or work. As for `processor`.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
         RegistrationError: the type is taken or malformed, or an argument makes no sense.
+        ConfigurationError: a *max_running* by which nothing would ever run.
     """
     check_pattern(type_)
     check_attempts(type_, max_attempts)
+    check_max_running(type_, max_running)
     described = Deployment(name=deployment, parameters=parameters, lease=lease, queued_at_most=queued_at_most)
     _check(type_, described)
     registry.add(
@@ -68,6 +73,7 @@ def deployment_processor(
             backoff_max=backoff_max,
             facts=facts,
             on_rules_false=on_rules_false,
+            max_running=max_running,
             deployment=described,
         )
     )

@@ -257,10 +257,15 @@ def sqlstate(error: DBAPIError) -> str | None:
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
 
 
+def is_missing_table(error: DBAPIError) -> bool:
+    """Whether a table, or its schema, is not there."""
+    return sqlstate(error) in ("42P01", "3F000") or "no such table" in str(error.orig)
+
+
 def _translate(error: DBAPIError) -> DatabaseError:
     reason = redacted(str(error.orig).strip().split("\n")[0], 300)
     state = sqlstate(error)
-    if state in ("42P01", "3F000") or "no such table" in reason:
+    if is_missing_table(error):
         return SchemaMissingError(f"the action table is not there ({reason}); run: claim-dispatch db upgrade")
     if state == "42703" or "no such column" in reason:
         return SchemaMissingError(

@@ -130,6 +130,11 @@ class Keeper:
                 self._marks.leave_to_verdict(key)
                 self._note_arrival()
 
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether there are some that are not written yet."""
+        return bool(self._verdicts)
+
     def flush(self, timeout: float, *, patiently: bool = True) -> bool:
         """Wait until all verdicts so far are written, *timeout* seconds at most; returns whether they are.
 

@@ -1,4 +1,4 @@
-"""Operations: what a person on call does to the table: look, cancel, retry, reschedule, prune.
+"""Operations: what a person on call does to the table: look, cancel, retry, reschedule, prune, pause, resume.
 
 Connection first, like publishing: a `Connection` or `Session` is joined and never committed, an engine or URL gets a
 transaction of its own, which is done again when a deadlock ended it. Each change names the status it starts from in its
@@ -21,8 +21,9 @@ from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dialects import POSTGRESQL, bind_rows
 from prefect_claim_dispatch.errors import ActionNotFoundError, ConfigurationError
 from prefect_claim_dispatch.outcomes import Cancel
+from prefect_claim_dispatch.patterns import checked_pattern
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
-from prefect_claim_dispatch.rows import ActionRow, Counts, action_row, lenient_errors, type_counts
+from prefect_claim_dispatch.rows import ActionRow, Counts, Pause, action_row, lenient_errors, pause_of, type_counts
 from prefect_claim_dispatch.selecting import (
     Ids,
     Statuses,
@@ -35,6 +36,7 @@ from prefect_claim_dispatch.selecting import (
     terminal_statuses,
 )
 from prefect_claim_dispatch.statements import operate
+from prefect_claim_dispatch.statements import pause as pauses
 from prefect_claim_dispatch.statements.operate import TERMINAL, Filters
 from prefect_claim_dispatch.statements.wake import wake
 
@@ -218,6 +220,52 @@ def count_prunable(
     wanted = databases.table_named(table)
     with databases.transaction(bind) as connection:
         return connection.execute(operate.count_prunable(wanted, age, chosen)).scalar_one()
+
+
+def pause(bind: Bind, type_or_pattern: str, *, reason: str | None = None, table: str | None = None) -> bool:
+    """Have no claim flow claim actions of a type, or of all that a pattern (``email.*``) means; False if that was so.
+
+    It holds for every flow from its next survey on, until `resume`, also for types that nobody knows yet. What is
+    claimed goes on, and expired leases are rescued; publishing and all other operations work as ever. Paused again it
+    stays paused since when it was, with the new *reason* if there is one.
+
+    Raises:
+        InvalidTypeError: no type and no pattern; the only wildcard is ``*``.
+        SchemaMissingError: there is no table of pauses; see docs/migrations.md.
+    """
+    pattern, wanted = checked_pattern(type_or_pattern), databases.table_named(table)
+
+    def pause_it(connection: Connection) -> bool:
+        values = {"pattern": pattern, "reason": reason}
+        is_new = connection.execute(pauses.pause(wanted), values).scalar_one_or_none() is not None
+        if not is_new and reason is not None:
+            connection.execute(pauses.explain_pause(wanted), {"pattern": pattern, "new_reason": reason})
+        return is_new
+
+    return databases.repeated(bind, pause_it)
+
+
+def resume(bind: Bind, type_or_pattern: str, *, table: str | None = None) -> bool:
+    """End the pause of exactly that type or pattern; False if there was none. Another that means the type goes on.
+
+    Raises:
+        InvalidTypeError: as `pause`.
+        SchemaMissingError: as `pause`.
+    """
+    pattern, wanted = checked_pattern(type_or_pattern), databases.table_named(table)
+    with databases.transaction(bind) as connection:
+        return connection.execute(pauses.resume(wanted), {"pattern": pattern}).scalar_one_or_none() is not None
+
+
+def paused(bind: Bind, *, table: str | None = None) -> list[Pause]:
+    """What is paused, in order of the patterns.
+
+    Raises:
+        SchemaMissingError: as `pause`.
+    """
+    wanted = databases.table_named(table)
+    with databases.transaction(bind) as connection:
+        return [pause_of(row) for row in connection.execute(pauses.paused(wanted, connection.dialect.name))]
 
 
 def _changed(

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from prefect_claim_dispatch.actions import MAX_TYPE_LENGTH
 from prefect_claim_dispatch.catalogue import import_catalogue
-from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.errors import ConfigurationError, RegistrationError
 from prefect_claim_dispatch.modules import import_modules
 from prefect_claim_dispatch.outcomes import Snooze
+from prefect_claim_dispatch.patterns import NO_WILDCARDS
 from prefect_claim_dispatch.registrations import (
     TOGETHER,
     Facts,
@@ -51,6 +52,7 @@ def processor(
     on_rules_false: Snooze | None = None,
     isolate: bool | Isolation = False,
     rows_per_run: RowsPerRun = None,
+    max_running: int | None = None,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
     """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
@@ -78,14 +80,19 @@ def processor(
         rows_per_run: up to so many actions share one run, called row by row and settled as each finishes; or, taken
             as ``payloads`` and ``actions``, in one call that returns None or one outcome for each. ``"auto"``: a run
             for each while few are due, groups when many are. None: a run for each. See docs/lanes.md.
+        max_running: at most so many actions of one exact type are claimed at a time, in all claim flows together; the
+            types that a pattern means have that many each. It counts actions and not runs: a batch is no larger. None:
+            no limit. See docs/limits.md.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
         RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before
             anything is claimed.
+        ConfigurationError: a *max_running* by which nothing would ever run.
     """
     check_pattern(type_)
     check_attempts(type_, max_attempts)
+    check_max_running(type_, max_running)
     options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
 
     def register(source: AnySource) -> AnySource:
@@ -104,6 +111,7 @@ def processor(
             on_rules_false=on_rules_false,
             isolation=Isolation() if isolate is True else isolate or None,
             rows_per_run=rows_per_run,
+            max_running=max_running,
         )
         _check_rows_per_run(new)
         _check_isolation(new)
@@ -138,7 +146,7 @@ def check_pattern(type_: str) -> None:
     if not type_ or len(type_) > MAX_TYPE_LENGTH or not type_.isprintable():
         msg = f"a processor's type must be 1 to {MAX_TYPE_LENGTH} printable characters, got {type_!r}"
         raise RegistrationError(msg)
-    if "?" in type_ or "[" in type_:
+    if any(mark in type_ for mark in NO_WILDCARDS):
         msg = f"processor {type_!r}: the only wildcard of a pattern is *"
         raise RegistrationError(msg)
 
@@ -148,6 +156,16 @@ def check_attempts(type_: str, max_attempts: int | None) -> None:
     if max_attempts is not None and max_attempts < 1:
         msg = f"processor {type_!r}: max_attempts must be 1 or more, got {max_attempts}"
         raise RegistrationError(msg)
+
+
+def check_max_running(type_: str, max_running: Any) -> None:
+    """Refuse what is no number of actions, or none at all: to stop a type is what a pause is for."""
+    if max_running is not None and (type(max_running) is not int or max_running < 1):
+        msg = (
+            f"processor {type_!r}: max_running must be 1 or more, or None for no limit, got {max_running!r}; "
+            "claim-dispatch pause stops a type"
+        )
+        raise ConfigurationError(msg)
 
 
 def _check_rows_per_run(new: Processor) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from fnmatch import fnmatchcase
 
 from prefect_claim_dispatch.errors import RegistrationError
+from prefect_claim_dispatch.patterns import WILDCARD, matching
 from prefect_claim_dispatch.registrations import Processor
 
 
@@ -24,7 +24,7 @@ class Registry:
             RegistrationError: the type is taken, with both places named.
         """
         with self._lock:
-            known = self._patterns if "*" in processor.pattern else self._exact
+            known = self._patterns if WILDCARD in processor.pattern else self._exact
             other = known.get(processor.pattern)
             if other is not None and other.place != processor.place:
                 msg = (
@@ -39,7 +39,7 @@ class Registry:
         exact = self._exact.get(type_)
         if exact is not None:
             return exact
-        patterns = [pattern for pattern in self._patterns if fnmatchcase(type_, pattern)]
+        patterns = matching(self._patterns, type_)
         return self._patterns[max(patterns, key=lambda pattern: (len(pattern), pattern))] if patterns else None
 
     def check(self) -> None:

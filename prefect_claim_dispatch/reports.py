@@ -22,8 +22,8 @@ class DispatchReport:
     Counts of actions, as the table took them: a verdict whose lease was lost counts only there. `runs` counts the runs
     that were started for the `dispatched` actions: fewer, where batches shared one.
 
-    `unroutable` counts due actions of types that nobody registered, at the end of the run. `by_type` has the verdicts
-    for each type.
+    `unroutable` counts due actions of types that nobody registered, at the end of the run; `held_back` those of types
+    that are paused, or of which as many run as their `max_running` allows. `by_type` has the verdicts for each type.
     """
 
     claimed: int = 0
@@ -38,6 +38,7 @@ class DispatchReport:
     unroutable: int = 0
     lost_leases: int = 0
     released: int = 0
+    held_back: int = 0
     by_type: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
     @property
@@ -48,7 +49,8 @@ class DispatchReport:
     @property
     def is_empty(self) -> bool:
         """True when there was nothing to do."""
-        return not (self.claimed or self.rescued or self.unroutable or self.lost_leases or self.by_type)
+        told = self.claimed, self.rescued, self.unroutable, self.lost_leases, self.held_back, self.by_type
+        return not any(told)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON object, `failed` included."""
@@ -65,7 +67,8 @@ class DispatchReport:
             "# Claim dispatch",
             "",
             f"Claimed **{self.claimed:,}**, dispatched **{self.dispatched:,}** in **{self.runs:,}** runs, "
-            f"rescued **{self.rescued:,}**, unroutable **{self.unroutable:,}**, lost leases **{self.lost_leases:,}**.",
+            f"rescued **{self.rescued:,}**, unroutable **{self.unroutable:,}**, held back **{self.held_back:,}**, "
+            f"lost leases **{self.lost_leases:,}**.",
             "",
             "| type | " + " | ".join(_COLUMNS) + " |",
             "| --- |" + " ---: |" * len(_COLUMNS),

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, cast
 from sqlalchemy import Row
 
 from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, ActionStatus
+from prefect_claim_dispatch.patterns import matches
 from prefect_claim_dispatch.schema import INSTANTS
 
 TEXTS: Final = ("type", "idempotency_key", "ordering_key", "claimed_by", "run_id")
@@ -141,6 +142,24 @@ class Counts:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A type, or a pattern of types, that no claim flow claims; *paused_at* is None where what stands there is none."""
+
+    type: str
+    reason: str | None = None
+    paused_at: datetime | None = None
+
+    def waiting(self, counts: Counts) -> int:
+        """How many due actions of *counts* wait for it to be resumed."""
+        return sum(kind.due for kind in counts.types if matches(self.type, kind.type))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The pause, ready for JSON."""
+        at = None if self.paused_at is None else self.paused_at.isoformat()
+        return {"type": self.type, "reason": self.reason, "paused_at": at}
+
+
 def _backlog(due: int, age: timedelta | None, expired_leases: int) -> dict[str, Any]:
     seconds = None if age is None else round(age.total_seconds(), 3)
     return {"due": due, "oldest_due_age_seconds": seconds, "expired_leases": expired_leases}
@@ -155,6 +174,13 @@ def action_row(row: Row[Any]) -> ActionRow:
     values["payload"] = lenient_json(values["payload"])
     values["errors"] = lenient_errors(values["errors"])
     return ActionRow(**values)
+
+
+def pause_of(row: Row[Any]) -> Pause:
+    """The row of a `paused` statement, decoded."""
+    return Pause(
+        type=lenient_text(row.type) or "", reason=lenient_text(row.reason), paused_at=lenient_instant(row.paused_at)
+    )
 
 
 def type_counts(type_: str, rows: Sequence[Row[Any]]) -> TypeCounts:

@@ -1,7 +1,8 @@
 """The table `action_logs`: columns, constraints, indexes, storage parameters.
 
-`actions_table` is the one definition. The migrations in :mod:`prefect_claim_dispatch.migrations` are proven equal to
-it by a test; an application that owns its migrations can hand the table's metadata to its own Alembic instead.
+`actions_table` is the one definition, and beside it `pauses_table`: which types are paused. The migrations in
+:mod:`prefect_claim_dispatch.migrations` are proven equal to them by a test; an application that owns its migrations can
+hand their metadata to its own Alembic instead.
 """
 
 from __future__ import annotations
@@ -89,13 +90,19 @@ def is_elsewhere(claimed_by: ColumnElement[Any]) -> ColumnElement[bool]:
     return case((is_it, true()), else_=false())
 
 
-@cache
 def actions_table(name: str = DEFAULT_TABLE, schema: str | None = None) -> Table:
     """The action table called *name* in *schema* (None: the connection's search path), on metadata of its own.
+
+    The table of pauses is on the same metadata, see `pauses_table`.
 
     Raises:
         ConfigurationError: the name is empty, has a NUL, or is too long for its indexes to have names.
     """
+    return _actions_table(name, schema)
+
+
+@cache
+def _actions_table(name: str, schema: str | None) -> Table:
     _check_name("table", name, MAX_TABLE_LENGTH)
     if schema is not None:
         _check_name("schema", schema, 63)
@@ -175,7 +182,37 @@ def actions_table(name: str = DEFAULT_TABLE, schema: str | None = None) -> Table
     _add_indexes(table)
     for ddl in storage_ddl():
         event.listen(table, "after_create", ddl.execute_if(dialect=POSTGRESQL))
+    _add_pauses(table)
     return table
+
+
+def pauses_table(name: str = DEFAULT_TABLE, schema: str | None = None) -> Table:
+    """The table beside the action table *name* that says which types are paused: ``<name>_paused``, on its metadata.
+
+    Raises:
+        ConfigurationError: as `actions_table`.
+    """
+    actions = actions_table(name, schema)
+    paused = pauses_table_name(name)
+    return actions.metadata.tables[paused if schema is None else f"{schema}.{paused}"]
+
+
+def pauses_table_name(table: str) -> str:
+    """The name of the table of pauses that belongs to *table*, in the same schema."""
+    return f"{table}_paused"
+
+
+def _add_pauses(actions: Table) -> None:
+    name = pauses_table_name(actions.name)
+    Table(
+        name,
+        actions.metadata,
+        Column("type", String(MAX_TYPE_LENGTH), primary_key=True, comment="A type, or a pattern with *: email.*"),
+        Column("reason", Text, comment="Why, for whoever looks"),
+        _instant("paused_at", "Since when", default=True),
+        CheckConstraint("length(type) > 0", name=f"ck_{name}_type"),
+        comment="Types of actions that no claim flow claims until their row here is gone",
+    )
 
 
 def _check_name(what: str, name: str, limit: int) -> None:

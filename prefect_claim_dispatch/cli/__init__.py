@@ -17,7 +17,17 @@ from cyclopts import App, CycloptsError, Parameter
 from sqlalchemy.exc import DBAPIError
 
 from prefect_claim_dispatch import __version__
-from prefect_claim_dispatch.cli import catalogues, changes, doctoring, looks, publishing, ruling, running, schemas
+from prefect_claim_dispatch.cli import (
+    catalogues,
+    changes,
+    doctoring,
+    looks,
+    pausing,
+    publishing,
+    ruling,
+    running,
+    schemas,
+)
 from prefect_claim_dispatch.cli.options import UsageError
 from prefect_claim_dispatch.cli.output import complain
 from prefect_claim_dispatch.errors import ClaimDispatchError
@@ -38,7 +48,7 @@ app = App(
     default_parameter=Parameter(negative="", show_default=False),
     suppress_keyboard_interrupt=False,
 )
-for group in (schemas, publishing, catalogues, running, looks, changes, ruling, doctoring):
+for group in (schemas, publishing, catalogues, running, looks, changes, pausing, ruling, doctoring):
     group.register(app)
 
 

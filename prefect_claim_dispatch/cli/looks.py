@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 from cyclopts import App
+from sqlalchemy import Engine
 
 from prefect_claim_dispatch import operations
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.cli.options import Common, Selection, UsageError
 from prefect_claim_dispatch.cli.output import print_json, print_table, printable, say, spoken, tell, written
-from prefect_claim_dispatch.rows import ActionRow, Counts
+from prefect_claim_dispatch.errors import SchemaMissingError
+from prefect_claim_dispatch.rows import ActionRow, Counts, Pause
 
 STATUSES = tuple(status.value for status in ActionStatus)
 NUMBERS = (*STATUSES, "due", "expired leases")
@@ -26,13 +28,16 @@ def register(app: App) -> None:
 
 
 def status(*, common: Common | None = None) -> None:
-    """Count actions by type and status, with what is due, for how long, and which leases are over."""
+    """Count actions by type and status, with what is due, for how long, which leases are over, and what is paused."""
     common = common or Common()
-    counts = operations.counts(common.checked_engine(), table=common.table)
+    engine = common.checked_engine()
+    counts, pauses = operations.counts(engine, table=common.table), _pauses(engine, common.table)
     if common.json:
-        print_json(counts.as_dict())
+        paused = [{**pause.as_dict(), "due": pause.waiting(counts)} for pause in pauses]
+        print_json({**counts.as_dict(), "paused": paused})
     else:
         _print_counts(counts)
+        _print_pauses(pauses, counts)
 
 
 def list_(
@@ -131,3 +136,16 @@ def _print_counts(counts: Counts) -> None:
         spoken(counts.oldest_due_age),
     )
     print_table("", ("type", *NUMBERS, "due for"), [*rows, total], right=",".join((*NUMBERS, "due for")))
+
+
+def _pauses(engine: Engine, table: str | None) -> list[Pause]:
+    try:
+        return operations.paused(engine, table=table)
+    except SchemaMissingError:
+        return []  # an application's own table, which has none beside it: nothing can be paused
+
+
+def _print_pauses(pauses: list[Pause], counts: Counts) -> None:
+    rows = [(pause.type, pause.waiting(counts), written(pause.paused_at), pause.reason or "") for pause in pauses]
+    if rows:
+        print_table("", ("paused", "due", "since (UTC)", "reason"), rows, right="due")

@@ -9,9 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table
 
+from prefect_claim_dispatch import operations
 from prefect_claim_dispatch.databases import transaction
 from prefect_claim_dispatch.diagnosing.facts import ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE
+from prefect_claim_dispatch.errors import SchemaMissingError
+from prefect_claim_dispatch.rows import Pause
 from prefect_claim_dispatch.statements import diagnose
 from prefect_claim_dispatch.statements.wake import wake_up
 
@@ -103,6 +106,14 @@ def ask_claims(engine: Engine, table: Table) -> ClaimFacts:
         return ClaimFacts()
     overdue = max(row.now - row.oldest_lease_at, NO_TIME)
     return ClaimFacts(expired=row.expired, overdue=overdue, oldest=row.now - row.oldest_claim_at)
+
+
+def ask_pauses(engine: Engine, table: str | None) -> list[Pause] | None:
+    """What is paused; None where there is no table of pauses."""
+    try:
+        return operations.paused(engine, table=table)
+    except SchemaMissingError:
+        return None
 
 
 def database_file(engine: Engine) -> Path | None:

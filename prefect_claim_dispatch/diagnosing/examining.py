@@ -97,6 +97,7 @@ def _examine_table(
         ("indexes", lambda: judging.judge_indexes(asking.ask_indexes(engine, table), _index_names(table))),
         ("wake-up", lambda: judging.judge_wake_up(is_there=asking.ask_wake_up(engine, table))),
         ("vacuum", lambda: _examine_vacuum(engine, table, patient.patience)),
+        ("pauses", lambda: judging.judge_pauses(asking.ask_pauses(engine, patient.table))),
         ("rows", lambda: _examine_rows(engine, table, patient, is_routable)),
     ]
     return [schema, *(finding for check in checks for finding in _guarded(*check))]
@@ -133,7 +134,8 @@ def _examine_rows(
     engine: Engine, table: Table, patient: Patient, is_routable: Callable[[str], bool] | None
 ) -> list[Finding]:
     counts = operations.counts(engine, table=patient.table)
-    return judging.judge_rows(counts, asking.ask_claims(engine, table), is_routable, patient.patience)
+    claims, pauses = asking.ask_claims(engine, table), asking.ask_pauses(engine, patient.table)
+    return judging.judge_rows(counts, claims, is_routable, patient.patience, pauses or ())
 
 
 def _index_names(table: Table) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
 from prefect_claim_dispatch.diagnosing.facts import ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
 from prefect_claim_dispatch.diagnosing.findings import Finding, failure, fine, warning
 from prefect_claim_dispatch.dialects import SQLITE
-from prefect_claim_dispatch.rows import Counts, TypeCounts
+from prefect_claim_dispatch.patterns import matching
+from prefect_claim_dispatch.rows import Counts, Pause, TypeCounts
 
 PATIENCE: Final = timedelta(minutes=5)
 SKEW: Final = timedelta(seconds=5)
@@ -143,11 +144,24 @@ def _pinned(pin: Pin) -> Finding:
     return warning("vacuum", what, remedy)
 
 
+def judge_pauses(pauses: Sequence[Pause] | None) -> list[Finding]:
+    """Whether types can be paused; *pauses* are None where there is no table of them."""
+    if pauses is not None:
+        return []
+    what = "there is no table of pauses beside the action table, so no type can be paused"
+    return [warning("pauses", what, "add schema.pauses_table to the migrations that made the action table")]
+
+
 def judge_rows(
-    counts: Counts, claims: ClaimFacts, is_routable: Callable[[str], bool] | None, patience: timedelta
+    counts: Counts,
+    claims: ClaimFacts,
+    is_routable: Callable[[str], bool] | None,
+    patience: timedelta,
+    pauses: Sequence[Pause] = (),
 ) -> list[Finding]:
     """What is stuck. *is_routable*: whether a type has a processor here; None where that is not known."""
-    findings = [*_leases(claims, patience), *_waiting(counts, is_routable, patience), *_dead(counts)]
+    waiting = _waiting(counts, is_routable, patience, [pause.type for pause in pauses])
+    findings = [*_leases(claims, patience), *_held(counts, pauses), *waiting, *_dead(counts)]
     if findings:
         return findings
     pending, claimed = (counts.statuses[status] for status in ("pending", "claimed"))
@@ -166,8 +180,23 @@ def _leases(claims: ClaimFacts, patience: timedelta) -> list[Finding]:
     return []
 
 
-def _waiting(counts: Counts, is_routable: Callable[[str], bool] | None, patience: timedelta) -> list[Finding]:
-    due = [kind for kind in counts.types if kind.due]
+def _held(counts: Counts, pauses: Sequence[Pause]) -> list[Finding]:
+    held = [(pause, number) for pause in pauses if (number := pause.waiting(counts))]
+    if not held:
+        return []
+    named = ", ".join(f"{pause.type} ({number:,}{_why(pause)})" for pause, number in held[:NAMED])
+    what = f"due, and paused by an operator: {named}{_more(len(held))}"
+    return [warning("rows", what, "when what was wrong is mended: claim-dispatch resume TYPE")]
+
+
+def _why(pause: Pause) -> str:
+    return f": {pause.reason}" if pause.reason else ""
+
+
+def _waiting(
+    counts: Counts, is_routable: Callable[[str], bool] | None, patience: timedelta, paused: Sequence[str]
+) -> list[Finding]:
+    due = [kind for kind in counts.types if kind.due and not matching(paused, kind.type)]
     strays = [kind for kind in due if is_routable is not None and not is_routable(kind.type)]
     late = [kind for kind in due if kind not in strays and (kind.oldest_due_age or timedelta(0)) >= patience]
     findings: list[Finding] = []

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from prefect.logging import disable_run_logger
 from sqlalchemy import Connection, Engine
 
-from prefect_claim_dispatch import claiming, databases, rescuing, settling
+from prefect_claim_dispatch import claiming, databases, limiting, rescuing, settling
 from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.catalogue import import_catalogue
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
@@ -20,6 +20,7 @@ from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.grouping import MOST_AUTOMATICALLY
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
@@ -84,6 +85,7 @@ class Drain:
         self._reraise = reraise
         self._claims: Counter[str] = Counter()
         self._tally = Tally()
+        self._limits = Limits(self._routing, lambda: limiting.running(self._executor(), self._table))
 
     def run(self) -> DispatchReport:
         """Claim and work until nothing is due or the limit is reached; what came of it."""
@@ -92,13 +94,14 @@ class Drain:
                 survey = claiming.survey(self._executor(), self._table)
                 if survey.has_expired_leases and self._rescue():
                     continue
-                lanes = self._routing.here(survey.due())
+                lanes = self._limits.with_room(self._routing.here(survey.due()))
                 claimed = self._claim(lanes)
                 if not claimed:
                     break
                 for group in self._grouped(claimed[0], lanes):
                     self._attempt(group)
         self._count_unroutable(survey)
+        self._count_held_back(survey)
         return self._tally.report()
 
     def _executor(self) -> Engine | Connection:
@@ -128,12 +131,20 @@ class Drain:
         most = MOST_AUTOMATICALLY if processor.rows_per_run == "auto" else processor.rows_per_run or 1
         room = min(most - 1, (self._limit or MAX_CLAIMS) - self._claims.total())
         alike = [lane for lane in lanes if self._routing.match(lane.type) is processor]
-        others = self._claim_up_to(room, alike)
+        if processor.max_running is not None:
+            alike = [lane for lane in alike if lane.type == first.type]
+        others = self._claim_up_to(room, alike, max_running=processor.max_running)
         return [[first, *(raw for raw in others if not raw.was_tried)], *([raw] for raw in others if raw.was_tried)]
 
-    def _claim_up_to(self, number: int, lanes: Sequence[Lane]) -> list[RawAction]:
+    def _claim_up_to(self, number: int, lanes: Sequence[Lane], max_running: int | None = None) -> list[RawAction]:
         claimed = claiming.claim(
-            self._executor(), self._table, lanes, limit=number, lease=self._lease, claimed_by=CLAIMED_BY
+            self._executor(),
+            self._table,
+            lanes,
+            limit=number,
+            lease=self._lease,
+            claimed_by=CLAIMED_BY,
+            max_running=max_running,
         )
         self._claims.update(raw.type for raw in claimed)
         self._tally.add("claimed", len(claimed))
@@ -200,6 +211,11 @@ class Drain:
         strays = (*self._routing.strays(survey.due()), *elsewhere)
         if strays:
             self._tally.add("unroutable", claiming.count_due(self._executor(), self._table, strays))
+
+    def _count_held_back(self, survey: Survey) -> None:
+        held_back = self._routing.routable(survey.held_back()) + self._limits.full
+        if held_back:
+            self._tally.add("held_back", claiming.count_due(self._executor(), self._table, held_back))
 
 
 def _has_event_loop() -> bool:

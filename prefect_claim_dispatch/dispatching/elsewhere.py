@@ -73,21 +73,31 @@ class Elsewhere:
             PrefectUnavailableError: runs could not be created. Their claims stay, and are adopted.
         """
         claimed = 0
-        for lease in sorted({self._routing.lease_elsewhere(lane.type) for lane in lanes}):
+        for (lease, max_running, _), part in self._parts(lanes).items():
             raws = claiming.claim(
                 self._engine,
                 self._table,
-                [lane for lane in lanes if self._routing.lease_elsewhere(lane.type) == lease],
+                part,
                 limit=min(self._options.limit, CREATED_AT_ONCE),
                 lease=lease,
                 may_begin=False,
                 claimed_by=f"{ELSEWHERE}{self._options.claimed_by}",
                 until=self._options.until,
+                max_running=max_running,
             )
             self._tally.add("claimed", len(raws))
             self._creator.create(raws)
             claimed += len(raws)
         return claimed
+
+    def _parts(self, lanes: Sequence[Lane]) -> dict[tuple[timedelta, int | None, str], list[Lane]]:
+        """What is claimed together: with one lease, and a type with a `max_running` by itself."""
+        parts: dict[tuple[timedelta, int | None, str], list[Lane]] = {}
+        for lane in lanes:
+            limit = self._routing.max_running(lane.type)
+            key = self._routing.lease_elsewhere(lane.type), limit, "" if limit is None else lane.type
+            parts.setdefault(key, []).append(lane)
+        return parts
 
     def _exists(self, type_: str) -> bool:
         deployment = self._routing.deployment(type_)

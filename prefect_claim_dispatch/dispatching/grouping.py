@@ -22,32 +22,53 @@ MOST_AUTOMATICALLY = 500
 """Rows in a run of ``rows_per_run="auto"``: more would save the server little, and be a long line in one run."""
 
 
+Kind = tuple[int, int | None, str]
+
+
 class Part(NamedTuple):
-    """Lanes whose processors want equally many rows in a run, so that one claim of them has one right size."""
+    """Lanes whose processors want equally many rows in a run, so that one claim of them has one right size.
+
+    With a `max_running`, all of them are of one type, which is counted when it is claimed.
+    """
 
     lanes: tuple[Lane, ...]
     rows_per_run: int
+    max_running: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What lanes that are claimed together have in common."""
+        return self.rows_per_run, self.max_running, "" if self.max_running is None else self.lanes[0].type
 
 
-def parts_of(lanes: Iterable[Lane], rows_per_run: Callable[[str], int]) -> list[Part]:
+def _no_limit(_type: str) -> None:
+    return None
+
+
+def parts_of(
+    lanes: Iterable[Lane], rows_per_run: Callable[[str], int], max_running: Callable[[str], int | None] = _no_limit
+) -> list[Part]:
     """*lanes*, highest priority first, in parts to be claimed one after another.
 
     A lower priority never comes first; in one priority, the part does whose turn it is or whose lane has waited
-    longest. All of one part where they want equally many, so that nothing is claimed in two statements without need.
+    longest. All of one part where they want equally many, so that nothing is claimed in two statements without need;
+    a type with a `max_running` is one by itself.
     """
     parts: list[Part] = []
     for _, group in itertools.groupby(lanes, key=attrgetter("priority")):
-        by_size: dict[int, list[Lane]] = {}
+        by_kind: dict[Kind, Part] = {}
         for lane in group:
-            by_size.setdefault(rows_per_run(lane.type), []).append(lane)
-        # The size that the priority before ended with goes on, if there is one, in the same claim; but out of turn it
+            part = Part((lane,), rows_per_run(lane.type), max_running(lane.type))
+            before = by_kind.get(part.kind)
+            by_kind[part.kind] = part if before is None else before._replace(lanes=(*before.lanes, lane))
+        # The kind that the priority before ended with goes on, if there is one, in the same claim; but out of turn it
         # would keep the others waiting for ever.
-        last = parts[-1].rows_per_run if parts else None
-        for size, of_size in sorted(by_size.items(), key=lambda item: (item[1][0].turn, item[0] != last)):
-            if parts and parts[-1].rows_per_run == size:
-                parts[-1] = Part((*parts[-1].lanes, *of_size), size)
+        last = parts[-1].kind if parts else None
+        for kind, part in sorted(by_kind.items(), key=lambda item: (item[1].lanes[0].turn, item[0] != last)):
+            if parts and parts[-1].kind == kind:
+                parts[-1] = part._replace(lanes=(*parts[-1].lanes, *part.lanes))
             else:
-                parts.append(Part(tuple(of_size), size))
+                parts.append(part)
     return parts
 
 
@@ -92,7 +113,7 @@ class Grouping:
 
     def parts(self, lanes: Iterable[Lane]) -> list[Part]:
         """As `parts_of`."""
-        return parts_of(lanes, self._most)
+        return parts_of(lanes, self._most, self._routing.max_running)
 
     def started(self) -> None:
         """Count a run, whatever lane it is of: the server does not mind which."""

@@ -8,19 +8,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from sqlalchemy import Engine, Table
 
-from prefect_claim_dispatch import claiming, rescuing
+from prefect_claim_dispatch import claiming, limiting, rescuing
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import Lane, Survey
 from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
-from prefect_claim_dispatch.dispatching.grouping import Grouping
+from prefect_claim_dispatch.dispatching.grouping import Grouping, Part
+from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.line import Line
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots
-from prefect_claim_dispatch.dispatching.strays import report_strays
+from prefect_claim_dispatch.dispatching.strays import report_held_back, report_strays
 from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
@@ -65,6 +66,7 @@ class ClaimLoop:
         self._stranded: tuple[Lane, ...] = ()
         self._contended = 0
         self._turns = Turns()
+        self._limits = Limits(routing, lambda: limiting.running(engine, table), self._settle_ended)
         self._outage = Outage("nothing can be claimed")
         self._slots = Slots(options.concurrency)
         self._grouping = Grouping(routing, options)
@@ -87,6 +89,7 @@ class ClaimLoop:
                     pass
             self._finish()
             report_strays(self._engine, self._table, self._tally, self._strays())
+            report_held_back(self._engine, self._table, self._tally, self._held_back())
 
     def _woken(self) -> AbstractContextManager[None]:
         if not self._options.stay:
@@ -119,7 +122,7 @@ class ClaimLoop:
         self._slots.heed()
         outstanding, ended = len(self._slots), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
-        is_settled = not outstanding and self._keeper.flush(timeout=self._options.soon, patiently=False)
+        is_settled = not outstanding and self._settle_soon()
         self._survey = survey = claiming.survey(self._engine, self._table)
         here, there = self._lanes(survey)
         lanes = here + there
@@ -151,7 +154,7 @@ class ClaimLoop:
 
     def _lanes(self, survey: Survey) -> tuple[tuple[Lane, ...], tuple[Lane, ...]]:
         """What is due for processors of this process, and for deployments that exist."""
-        due = survey.due(self._options.until)
+        due = self._limits.with_room(survey.due(self._options.until))
         elsewhere = self._routing.elsewhere(due)
         there = () if self._elsewhere is None else self._elsewhere.available(elsewhere)
         self._stranded = tuple(lane for lane in elsewhere if lane not in there)
@@ -191,27 +194,32 @@ class ClaimLoop:
             room = min(left - claimed, self._options.room(taken, part.rows_per_run))
             if room < 1:
                 break
-            has_room = True
             at_once = max(0, places - taken) * part.rows_per_run
-            number = self._claim_part(part.lanes, min(room, at_once), may_begin=True)
+            if part.max_running is not None:
+                room = min(room, at_once)  # what waits here would keep another flow from running it
+                if room < 1:
+                    continue
+            has_room = True
+            number = self._claim_part(part, min(room, at_once), may_begin=True)
             if number == at_once:
-                number += self._claim_part(part.lanes, room - number, may_begin=False)
+                number += self._claim_part(part, room - number, may_begin=False)
             claimed += number
             if number == room:
                 break
             taken += math.ceil(number / part.rows_per_run)
         return claimed if has_room or not lanes else None
 
-    def _claim_part(self, lanes: tuple[Lane, ...], room: int, *, may_begin: bool) -> int:
+    def _claim_part(self, part: Part, room: int, *, may_begin: bool) -> int:
         claimed = claiming.claim(
             self._engine,
             self._table,
-            lanes,
+            part.lanes,
             limit=room,
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
             may_begin=may_begin,
+            max_running=part.max_running,
         )
         self._turns.serve(claimed)
         self._tally.add("claimed", len(claimed))
@@ -232,6 +240,18 @@ class ClaimLoop:
     def _strays(self) -> tuple[Lane, ...]:
         strays = self._routing.strays(self._survey.due(self._options.until)) if self._survey else ()
         return strays + self._stranded
+
+    def _held_back(self) -> tuple[Lane, ...]:
+        """What is due here, but paused, or full when it was last counted."""
+        paused = self._survey.held_back(self._options.until) if self._survey else ()
+        return self._routing.routable(paused) + self._limits.full
+
+    def _settle_ended(self) -> bool:
+        return self._keeper.has_verdicts and self._settle_soon()
+
+    def _settle_soon(self) -> bool:
+        """Have all verdicts written that there are; whether they were."""
+        return self._keeper.flush(timeout=self._options.soon, patiently=False)
 
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""

@@ -31,6 +31,11 @@ class Routing:
         processor = self.match(type_)
         return processor is not None and processor.isolation is not None
 
+    def max_running(self, type_: str) -> int | None:
+        """How many actions of that type may be claimed at a time; None for no limit."""
+        processor = self.match(type_)
+        return None if processor is None else processor.max_running
+
     def policy(self, processor: Processor | None) -> RetryPolicy:
         """How attempts of *processor* are judged; without one, as settings say."""
         if processor is None:

@@ -1,4 +1,4 @@
-"""Strays: due actions that nobody here can do. They wait, and are told of once for each run."""
+"""Strays: due actions that nobody here can do, or may do now. They wait, and are told of once for each run."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def report_strays(engine: Engine, table: Table, tally: Tally, lanes: Sequence[La
         logger.warning("due actions without a processor can't be counted: %s", error)
     types = ", ".join(sorted({lane.type for lane in lanes})[:NAMED])
     logger.warning("due actions of types without a processor: %s; they wait until one is registered", types)
+
+
+def report_held_back(engine: Engine, table: Table, tally: Tally, lanes: Sequence[Lane]) -> None:
+    """Count the due actions of *lanes* as held back, by a pause or by their `max_running`, and tell their types."""
+    if not lanes:
+        return
+    try:
+        tally.add("held_back", claiming.count_due(engine, table, lanes))
+    except DatabaseUnavailableError as error:  # as above
+        logger.warning("due actions that are held back can't be counted: %s", error)
+    types = ", ".join(sorted({lane.type for lane in lanes})[:NAMED])
+    logger.info("due actions of types that are paused, or of which as many run as may: %s", types)

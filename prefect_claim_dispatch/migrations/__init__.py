@@ -132,16 +132,19 @@ def wake_up_sql(*, table: str = DEFAULT_TABLE, schema: str | None = None, remove
 def check_version(connection: Connection, table: Table) -> None:
     """Make sure that this package can work with *table*; joins the connection's transaction.
 
-    A table without a version table was made from the metadata, and is taken at its word.
+    A table without a version table was made from the metadata, and is taken at its word. So is a newer one whose
+    migrations were additive: it says since which revision code can work with it.
 
     Raises:
         SchemaMissingError: the table is not there, or is at an older revision than this package needs.
-        SchemaVersionError: the table is at a revision that this package does not know.
+        SchemaVersionError: the table is at a revision that this package does not know, and can't work with.
     """
     if not inspect(connection).has_table(table.name, schema=table.schema):
         msg = f"the action table {table.fullname} is not there; run: claim-dispatch db upgrade"
         raise SchemaMissingError(msg)
     revision = _revision(connection, table)
+    if revision is not None and revision not in _revisions() and _is_additive(connection, table, revision):
+        return
     _check_known(table, revision)
     if revision is not None and revision != newest_revision():
         msg = (
@@ -180,15 +183,28 @@ def _revision(connection: Connection, table: Table) -> str | None:
     name = version_table_name(table.name)
     if not inspect(connection).has_table(name, schema=table.schema):
         return None
-    versions = Table(name, MetaData(schema=table.schema), Column("version_num", String(32)))
     try:
-        # A savepoint, because a refused SELECT would spoil the caller's transaction.
-        with connection.begin_nested():
-            return connection.execute(select(versions.c.version_num).limit(1)).scalar()
+        return _version_column(connection, table, "version_num")
     except ProgrammingError as error:
         if _is_refused(error):
             return None  # a role that may only work on the actions: the statements themselves will tell
         raise
+
+
+def _is_additive(connection: Connection, table: Table, revision: str) -> bool:
+    """Whether the newer *revision* of *table* says of itself that code of a revision that we know works with it."""
+    columns = inspect(connection).get_columns(version_table_name(table.name), schema=table.schema)
+    if not any(column["name"] == "works_since" for column in columns):
+        return False
+    told, _, since = (_version_column(connection, table, "works_since") or "").partition(":")
+    return told == revision and since in _revisions()
+
+
+def _version_column(connection: Connection, table: Table, column: str) -> str | None:
+    versions = Table(version_table_name(table.name), MetaData(schema=table.schema), Column(column, String))
+    # A savepoint, because a refused SELECT would spoil the caller's transaction.
+    with connection.begin_nested():
+        return connection.execute(select(versions.c[column]).limit(1)).scalar()
 
 
 def _config(table: Table, output: io.StringIO | None = None) -> Config:

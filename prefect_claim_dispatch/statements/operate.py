@@ -126,7 +126,7 @@ def count(table: Table, dialect: str) -> Select[Any]:
             c.status,
             func.count().label("number"),
             func.count().filter(is_due).label("due"),
-            _readable(func.min(c.end_at).filter(is_due), dialect).label("oldest_due_at"),
+            readable(func.min(c.end_at).filter(is_due), dialect).label("oldest_due_at"),
             func.count().filter(is_expired).label("expired"),
             now().label("now"),
         )
@@ -252,11 +252,12 @@ def _all_columns(table: Table, dialect: str) -> list[ColumnElement[Any]]:
 
 def _column(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     if column.key in INSTANTS:
-        return _readable(column, dialect)
+        return readable(column, dialect)
     return raw_json(column, dialect) if isinstance(column.type, JSON) else column
 
 
-def _readable(instant: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+def readable(instant: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+    """*instant* as any driver can read it: text on SQLite, and NULL for what no Python instant can hold."""
     if dialect == SQLITE:
         return type_coerce(instant, Text())
     return case((instant.between(FIRST_INSTANT, LAST_INSTANT), instant))

@@ -22,7 +22,7 @@ from sqlalchemy.sql.selectable import CompoundSelect
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.dialects import now
-from prefect_claim_dispatch.schema import status_is
+from prefect_claim_dispatch.schema import pauses_table, status_is
 from prefect_claim_dispatch.statements import NAME
 
 # Written out, not bound: with an unknown LIMIT a generic plan may sort the backlog to find its first row.
@@ -30,14 +30,14 @@ ONE: Final = literal_column("1", Integer)
 
 
 @cache
-def survey(table: Table) -> CompoundSelect[Any]:
+def survey(table: Table, *, has_pauses: bool = True) -> CompoundSelect[Any]:
     """One row for each (type, priority) that has pending actions, with its earliest `end_at`.
 
-    One more for the oldest lease.
+    One more for the oldest lease, and one for each pattern that is paused, if there is a table of pauses.
 
-    Columns ``type, priority, end_at, now``; ``type`` is NULL on the row of the lease. A loose index scan: it jumps
-    from one (type, priority) to the next in ``ix_*_due``, so its cost is the number of these pairs and not of the
-    rows. Leases by ``ix_*_leases``.
+    Columns ``type, priority, end_at, now``; ``type`` is NULL on the row of the lease, and only ``priority`` on that of
+    a pattern. A loose index scan: it jumps from one (type, priority) to the next in ``ix_*_due``, so its cost is the
+    number of these pairs and not of the rows. Leases by ``ix_*_leases``; the table of pauses is read, being small.
     """
     lane = _lanes(table)
     head = table.alias("head")
@@ -52,7 +52,13 @@ def survey(table: Table) -> CompoundSelect[Any]:
         .scalar_subquery()
     )
     oldest = select(null().label("type"), null().label("priority"), lease.label("end_at"), now().label("now"))
-    return union_all(lanes, oldest).execution_options(**{NAME: "survey"})
+    parts = [lanes, oldest, _paused(table)] if has_pauses else [lanes, oldest]
+    return union_all(*parts).execution_options(**{NAME: "survey"})
+
+
+def _paused(table: Table) -> Select[Any]:
+    pauses = pauses_table(table.name, table.schema)
+    return select(pauses.c.type, null().label("priority"), null().label("end_at"), now().label("now"))
 
 
 def _lanes(table: Table) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from alembic import command
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.schema import CreateSchema
 
-from prefect_claim_dispatch import engines, migrations
+from prefect_claim_dispatch import engines, migrations, surveying
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
     DatabaseError,
@@ -24,7 +25,7 @@ from prefect_claim_dispatch.errors import (
     SchemaMissingError,
     SchemaVersionError,
 )
-from prefect_claim_dispatch.schema import UNANALYZED, actions_table
+from prefect_claim_dispatch.schema import UNANALYZED, actions_table, pauses_table
 
 ODD_TABLE, ODD_SCHEMA = 'odd "logs" 1', 'odd "schema"'
 
@@ -84,14 +85,19 @@ def test_migrated_table_equals_the_metadata(empty_database_url: str, engine: Eng
         if schema:
             connection.execute(CreateSchema(schema))
 
+    pauses = pauses_table(name, schema)
+
     migrations.upgrade(empty_database_url, table=name, schema=schema)
     with engine.begin() as connection:
         migrated = described(connection, name, schema)
-        table.drop(connection)
+        migrated_pauses = described(connection, pauses.name, schema)
+        table.metadata.drop_all(connection)
         table.metadata.create_all(connection)
         created = described(connection, name, schema)
+        created_pauses = described(connection, pauses.name, schema)
 
     assert migrated == created
+    assert migrated_pauses == created_pauses
     assert len(migrated) >= 4
     if on_postgresql:
         without_statistics = {row[1] for row in migrated["columns"] if row[5] == 0}
@@ -182,6 +188,68 @@ def test_newer_table_is_refused(empty_database_url: str, engine: Engine) -> None
     )
 
 
+@pytest.mark.parametrize(("told", "is_accepted"), [("9999:0002", True), ("9999:9998", False), ("0002:0001", False)])
+def test_newer_table_is_accepted_if_it_says_that_it_is_additive(
+    empty_database_url: str, engine: Engine, told: str, is_accepted: bool
+) -> None:
+    """In a rolling deploy claim flows of the old release still begin, and need not be refused.
+
+    A revision that says nothing of itself is not taken for additive because the one before it was.
+    """
+    migrations.upgrade(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE action_logs_version SET version_num = '9999', works_since = :told"), {"told": told}
+        )
+
+    with engine.begin() as connection:
+        if is_accepted:
+            migrations.check_version(connection, actions_table())
+        else:
+            with pytest.raises(SchemaVersionError):
+                migrations.check_version(connection, actions_table())
+
+
+@pytest.mark.not_through_pgbouncer(reason="every client of it is the same role to the server")
+def test_whoever_may_read_the_actions_may_read_what_is_paused(empty_postgres_url: str) -> None:
+    """A claim flow reads both with every survey: else the migration would stop all flows until somebody grants it."""
+    role, owner = f"reader_{uuid4().hex}", engines.create(empty_postgres_url)
+    upgrade_to("0001", owner)
+    with owner.begin() as connection:
+        connection.execute(text(f'CREATE ROLE "{role}" LOGIN'))
+        connection.execute(text(f'GRANT SELECT ON action_logs TO "{role}"'))
+    reader = engines.create(engines.parsed_url(empty_postgres_url).set(username=role).render_as_string(False))
+
+    migrations.upgrade(empty_postgres_url)
+
+    assert surveying.survey(reader, actions_table()).paused == ()
+    reader.dispose()
+    with owner.begin() as connection:
+        connection.execute(text(f'DROP OWNED BY "{role}"'))
+        connection.execute(text(f'DROP ROLE "{role}"'))
+    owner.dispose()
+
+
+def upgrade_to(revision: str, engine: Engine) -> None:
+    """As `migrations.upgrade`, no further than *revision*: what an older package has left behind."""
+    config = migrations._config(actions_table())
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def test_older_table_is_refused_and_its_idle_tick_is_not(empty_database_url: str, engine: Engine) -> None:
+    """New code on the old table: a survey finds nothing paused, and before the first claim it says what to run."""
+    upgrade_to("0001", engine)
+
+    with engine.begin() as connection, pytest.raises(SchemaMissingError, match="claim-dispatch db upgrade"):
+        migrations.check_version(connection, actions_table())
+    surveys = [surveying.survey(engine, actions_table()) for _ in range(2)]
+
+    assert [(survey.lanes, survey.paused) for survey in surveys] == [((), ())] * 2
+    migrations.upgrade(empty_database_url)
+
+
 def test_check_version_accepts_what_this_package_made(empty_database_url: str, engine: Engine) -> None:
     """By migration, or from the metadata by an application that owns its migrations."""
     actions_table("from_metadata").metadata.create_all(engine)
@@ -216,7 +284,12 @@ def test_alembic_of_the_application_is_left_alone(empty_database_url: str, engin
 
     with engine.begin() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["cafe"]
-    assert set(inspect(engine).get_table_names()) == {"alembic_version", "action_logs", "action_logs_version"}
+    assert set(inspect(engine).get_table_names()) == {
+        "alembic_version",
+        "action_logs",
+        "action_logs_paused",
+        "action_logs_version",
+    }
 
 
 def test_logging_of_the_application_is_left_alone(empty_database_url: str) -> None:

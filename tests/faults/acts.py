@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Draft, claiming, operations, outstanding, publish, publish_many
+from prefect_claim_dispatch import Draft, claiming, limiting, operations, outstanding, publish, publish_many
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.diagnosing import asking
 from prefect_claim_dispatch.listening import prove
@@ -26,7 +26,7 @@ from tests.kit.ledger import Ledger, PublishLog
 from tests.kit.tables import TABLE, change, claim_due, expire_leases, make_due, seconds_from_now, verdicts
 
 AT_ONCE: Final = RetryPolicy(backoff=timedelta(0))
-TYPE, BYSTANDER = "a", "b"
+TYPE, BYSTANDER, PAUSED = "a", "b", "elsewhere.*"
 HOLDER = "the-one-that-dies"
 
 
@@ -193,10 +193,19 @@ def _publish_by_url(scene: Scene, _: Any) -> None:
     scene.noted([None], lambda: [publish(url, TYPE, {"key": None})])
 
 
-def _claim(scene: Scene, lanes: Any) -> None:
-    sent_at = time.monotonic()
-    raws = claiming.claim(scene.engine, TABLE, lanes, limit=10, lease=timedelta(minutes=5), claimed_by=HOLDER)
+def _claim(scene: Scene, lanes: Any, max_running: int | None = None) -> None:
+    sent_at, lease = time.monotonic(), timedelta(minutes=5)
+    raws = claiming.claim(scene.engine, TABLE, lanes, limit=10, lease=lease, claimed_by=HOLDER, max_running=max_running)
     scene.ledger.claimed(raws, sent_at=sent_at)
+
+
+def _claim_limited(scene: Scene, lanes: Any) -> None:
+    _claim(scene, lanes, max_running=2)
+
+
+def _paused(scene: Scene) -> None:
+    _two_due(scene)
+    operations.pause(scene.engine, PAUSED)
 
 
 def _lanes(scene: Scene) -> Any:
@@ -268,6 +277,10 @@ ACTS: Final[dict[str, Act]] = {
     ),
     "rescue": _act(_two_over, _rescue, "rescue", "settle"),
     "claim": _act(_lanes, _claim, "claim"),
+    "claim what has a limit": _act(
+        _lanes, _claim_limited, "lock_type", "running", "claim", sqlite=("running", "claim")
+    ),
+    "count what runs": _act(_two_claimed, lambda s, _: limiting.running(s.engine, TABLE), "running", changes=False),
     "begin": _act(
         _two_claimed,
         lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, "run") for key in _keys(raws)]),
@@ -310,6 +323,15 @@ ACTS: Final[dict[str, Act]] = {
     "count what is old": _act(
         _two_old, lambda s, _: operations.count_prunable(s.engine, HOUR), "count_prunable", changes=False
     ),
+    "pause": _act(_two_due, lambda s, _: operations.pause(s.engine, PAUSED), "pause", again=True),
+    "pause, again": _act(
+        _paused,
+        lambda s, _: operations.pause(s.engine, PAUSED, reason="why"),
+        *("pause", "explain_pause"),
+        again=True,
+    ),
+    "resume": _act(_paused, lambda s, _: operations.resume(s.engine, PAUSED), "resume", again=True),
+    "look at pauses": _act(_paused, lambda s, _: operations.paused(s.engine), "paused", changes=False),
     "look": _act(_two_due, lambda s, _: operations.find(s.engine), "find", changes=False),
     "look at ids": _act(_two_due, lambda s, _: operations.find_ids(s.engine), "find_ids", changes=False),
     "ask about the server": _act(_nothing, lambda s, _: asking.ask_server(s.engine), "server", changes=False),

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
-from prefect_claim_dispatch import claiming, engines
+from prefect_claim_dispatch import claiming, engines, operations
 from prefect_claim_dispatch.errors import DatabaseError
 from tests.faults import failpoints
 from tests.faults.acts import ACTS, BYSTANDER, Scene
@@ -54,10 +54,14 @@ def scene_of(engine: Engine, folder: Path) -> Scene:
 
 
 def snapshot(engine: Engine) -> list[list[Any]]:
-    """What an act may change, as JSON holds it; instants left out, but for whether they are set and in the future."""
+    """What an act may change, as JSON holds it; instants left out, but for whether they are set and in the future.
+
+    A pause has no id.
+    """
     with engine.connect() as connection:
         rows = connection.execute(select(TABLE).order_by(TABLE.c.id)).all()
-    return [
+    pauses = [[None, pause.type, pause.reason] for pause in operations.paused(engine)]
+    return pauses + [
         [
             *(getattr(row, name) for name in COLUMNS),
             row.payload,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Float, literal, select, update
 
-from prefect_claim_dispatch import claiming, databases, inserting, operations, publish, rescuing, settling
+from prefect_claim_dispatch import claiming, databases, inserting, limiting, operations, publish, rescuing, settling
 from prefect_claim_dispatch.actions import ActionStatus, Lease
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dialects import now, now_plus
@@ -29,6 +29,7 @@ from prefect_claim_dispatch.statements import claim as claim_module
 from prefect_claim_dispatch.statements import renew as renew_module
 from prefect_claim_dispatch.statements import rescue as rescue_module
 from prefect_claim_dispatch.statements import settle as settle_module
+from tests.faults import failpoints
 from tests.faults.acts import AT_ONCE, FAILED, Scene
 from tests.faults.strikes import scene_of
 from tests.kit.auditor import audit
@@ -149,6 +150,40 @@ def two_claim_at_once(scene: Scene) -> dict[str, Any]:
         for raw in raws:
             scene.ledger.end(raw)
         scene.settle(raws, Processed())
+    return {}
+
+
+def limited_are_claimed_at_once(scene: Scene) -> dict[str, Any]:
+    """Two may run, and a second claimer counts while the first has claimed two and not committed."""
+    scene.publish(None, None, None, None)
+    lanes, lease = claiming.survey(scene.engine, TABLE).due(), timedelta(minutes=5)
+    claimed: list[list[RawAction]] = []
+
+    def claim(limit: int) -> None:
+        options: dict[str, Any] = {"limit": limit, "lease": lease, "claimed_by": "x", "max_running": 2}
+        claimed.append(claiming.claim(scene.engine, TABLE, lanes, **options))
+
+    second = threading.Thread(target=claim, args=(10,))
+
+    def claim_beside() -> None:
+        second.start()
+        if scene.engine.dialect.name != "sqlite":
+            second.join(30)
+
+    failpoints.arm("claim:after:call")
+    failpoints.called = claim_beside
+    try:
+        claim(10)
+    finally:
+        failpoints.disarm()
+        failpoints.called = list
+        second.join(30)
+    running = sum(map(len, claimed))
+    assert running <= 2, f"max_running: {running} run"
+    for raws in claimed:
+        scene.ledger.claimed(raws)
+        scene.settle(scene.work(raws), Processed())
+    scene.drain()
     return {}
 
 
@@ -286,6 +321,12 @@ def _without_key(bound: Any) -> Any:
     return lambda row: {**bound(row), "idempotency_key": None}
 
 
+def limited_claim_without_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted and claimed in one transaction, which is not enough: neither sees what the other has not committed."""
+    room = limiting.room
+    monkeypatch.setattr(limiting, "room", lambda *where, is_joined: room(*where, is_joined=True))
+
+
 def claim_with_one_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The count stays, so that the next claim has the fence of the one before."""
 
@@ -304,12 +345,18 @@ MUTANTS: dict[str, tuple[Plant, Life, str]] = {
     "rescue charges what only waited": (rescue_charges_what_waited, holder_dies_while_a_row_waits, "L2"),
     "work that begins without its mark": (mark_is_not_written, holder_dies_while_a_row_waits, "S7"),
     "claim without lock": (claim_without_lock, two_claim_at_once, "S1"),
+    "claim of a limited type without lock": (limited_claim_without_lock, limited_are_claimed_at_once, "max_running"),
     "publish outside of the caller's transaction": (publish_outside, caller_rolls_back, "S4"),
     "processed at dispatch": (processed_at_dispatch, holder_dies_before_it_works, "S7"),
     "renew after expiry": (renew_after_expiry, renewal_comes_too_late, "renewed"),
     "the same count for every claim": (claim_with_one_count, holder_dies, "S1"),
     "the key is not sent": (key_is_not_sent, publishers_meet, "S6"),
 }
+NEEDING_TWO_WRITERS = (
+    "claim without lock",
+    "claim of a limited type without lock",
+    "publish outside of the caller's transaction",
+)
 LIVES = {life.__name__: life for _, life, _ in MUTANTS.values()}
 
 
@@ -332,7 +379,7 @@ def test_unmutated_life_is_clean(scene: Scene, life: str) -> None:
 def test_mutant_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
     """A test suite that does not see this one would not see the same mistake made by one of us."""
     plant, life, promise = MUTANTS[mutant]
-    if mutant in ("claim without lock", "publish outside of the caller's transaction"):
+    if mutant in NEEDING_TWO_WRITERS:
         _needs_two_writers(scene)
     plant(monkeypatch)
 

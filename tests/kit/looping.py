@@ -15,9 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, Table, event
 
 from prefect_claim_dispatch import Action, processor, publish
+from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.dispatching import loop as loop_module
 from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.dispatchers import OnDone
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
@@ -82,6 +85,23 @@ def run_loop(
     with Keeper(engine, table, lease=options.lease, tally=tally) as keeper:
         ClaimLoop(engine, table, routing, dispatcher, keeper, tally, options=options, api=api).run()
     return tally
+
+
+@contextmanager
+def staying_loop(engine: Engine, registry: Registry) -> Generator[None]:
+    """The loop of a claim flow, in a thread, that stays until the block is left."""
+    is_over, dispatcher = threading.Event(), ThreadDispatcher(4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "elapsed_clock", lambda: elapsed_clock() + (7_200 if is_over.is_set() else 0))
+        options = {"stay": timedelta(hours=1)}
+        thread = threading.Thread(target=run_loop, args=(engine, registry, dispatcher), kwargs=options, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join(40)
+            dispatcher.close()
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Model:
         self.now = now
         self.rows: dict[int, Modelled] = {}
         self.backoff = backoff
+        self.paused: set[str] = set()
 
     def holder(self, type_: str, key: str | None) -> Modelled | None:
         """The row that has the idempotency key."""
@@ -75,8 +76,8 @@ class Model:
         return "refused" if on_conflict == "raise" else "kept"
 
     def is_claimable(self, row: Modelled, until: datetime) -> bool:
-        """Pending and due; and nobody of its ordering key runs, or is before it: due, or tried already."""
-        if row.status != "pending" or row.end_at > min(self.now, until):
+        """Pending, due and not paused; and nobody of its ordering key runs, or is before it: due, or tried already."""
+        if row.status != "pending" or row.end_at > min(self.now, until) or self.is_paused(row.type):
             return False
         others = [
             other
@@ -88,6 +89,14 @@ class Model:
             or (other.id < row.id and other.status == "pending" and (other.end_at <= self.now or other.claim_count > 0))
             for other in others
         )
+
+    def is_paused(self, type_: str) -> bool:
+        """Whether an operator has paused it, by its name or all types together."""
+        return not self.paused.isdisjoint({type_, "*"})
+
+    def running(self, type_: str) -> int:
+        """How many of that type are claimed, leases that are over included."""
+        return sum(row.status == "claimed" and row.type == type_ for row in self.rows.values())
 
     def claim(  # noqa: PLR0917 - as drawn
         self, types: Iterable[str], limit: int, lease: timedelta, by: str, until: datetime, may_begin: bool = True

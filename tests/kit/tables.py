@@ -92,6 +92,7 @@ def claim_due(
     claimed_by: str = "flow-run",
     until: datetime | None = None,
     may_begin: bool | None = None,
+    max_running: int | None = None,
 ) -> list[RawAction]:
     """Survey, then claim what is due of *types* (all, unless given), as one round of the loop does.
 
@@ -99,9 +100,8 @@ def claim_due(
     """
     lanes = [lane for lane in claiming.survey(engine, TABLE).due(until) if not types or lane.type in types]
     begins = not claimed_by.startswith(ELSEWHERE) if may_begin is None else may_begin
-    return claiming.claim(
-        engine, TABLE, lanes, limit=limit, lease=lease, claimed_by=claimed_by, until=until, may_begin=begins
-    )
+    options: dict[str, Any] = {"until": until, "may_begin": begins, "max_running": max_running}
+    return claiming.claim(engine, TABLE, lanes, limit=limit, lease=lease, claimed_by=claimed_by, **options)
 
 
 def claim_blindly(engine: Engine, *lanes: tuple[str, int], limit: int = 1_000) -> list[RawAction]:

@@ -20,4 +20,6 @@ UNION ALL SELECT NULL AS type, NULL AS priority, (SELECT action_logs.lease_expir
 FROM action_logs
 WHERE action_logs.status = 'claimed'
 ORDER BY action_logs.lease_expires_at, action_logs.id
-LIMIT 1 OFFSET :param_3) AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now;
+LIMIT 1 OFFSET :param_3) AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
+UNION ALL SELECT action_logs_paused.type, NULL AS priority, NULL AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
+FROM action_logs_paused;

@@ -1,0 +1,3 @@
+UPDATE action_logs_paused
+SET reason=:new_reason
+WHERE action_logs_paused.type = :pattern;
