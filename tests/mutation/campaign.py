@@ -30,6 +30,8 @@ from tests.mutation.mutating import Mutant, mutants
 PACKAGE = keeping.ROOT / "prefect_claim_dispatch"
 MUTATED = (
     "claiming.py",
+    "surveying.py",
+    "limiting.py",
     "settling.py",
     "rescuing.py",
     "policies.py",
@@ -45,10 +47,14 @@ CLAIMING = "tests/conformance/test_claiming.py"
 SETTLING = "tests/conformance/test_settling.py"
 RESCUING = "tests/conformance/test_rescuing.py"
 SURVEY = "tests/conformance/test_survey.py"
+LIMITS = "tests/conformance/test_limits.py"
+PAUSES = "tests/conformance/test_pauses.py"
 POLICIES = "tests/unit/test_policies.py"
 COUNTS = "tests/plans/test_statement_counts.py"
 NEAR: dict[str, tuple[str, ...]] = {
-    "claiming.py": (CLAIMING, SURVEY, SETTLING),
+    "claiming.py": (CLAIMING, LIMITS, SETTLING),
+    "surveying.py": (SURVEY, PAUSES),
+    "limiting.py": (LIMITS,),
     "settling.py": (SETTLING, RESCUING),
     "rescuing.py": (RESCUING,),
     "policies.py": (POLICIES, SETTLING),
@@ -67,6 +73,8 @@ FAR = (
     SETTLING,
     CLAIMING,
     SURVEY,
+    LIMITS,
+    PAUSES,
     "tests/faults/test_mutants.py",
     "tests/faults/test_lost_acknowledgements.py",
     "tests/conformance/test_interleavings.py",
