@@ -8,18 +8,20 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.blocks.system import Secret
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases, engines, heap
+from prefect_claim_dispatch.dispatching import runners
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
 from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
+from prefect_claim_dispatch.dispatching.locating import database_url
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch, require_api
 from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
 from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
@@ -87,9 +89,19 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
     )
     try:
         _check(options)
-        load_modules(settings.processors if processors is None else processors, catalogue=settings.catalogue)
-        engine, where = databases.engine_for(_database_url(database)), databases.table_named(table, settings)
-        report = _run(engine, where, settings, options)
+        modules = tuple(settings.processors if processors is None else processors)
+        load_modules(modules, catalogue=settings.catalogue)
+        engine, where = databases.engine_for(database_url(database)), databases.table_named(table, settings)
+        handed_over = runners.handed_over(
+            engine,
+            where,
+            registry,
+            database=database,
+            modules=modules,
+            catalogue=settings.catalogue,
+            lease=options.lease,
+        )
+        report = _run(engine, where, settings, options, handed_over)
     except ClaimDispatchError as error:
         get_run_logger().error("%s", error)
         raise
@@ -125,11 +137,17 @@ def run_claim_flow(
     return claim_dispatch(limit=limit, until=until, processors=modules, lease=lease, stay=stay, table=table)
 
 
-def _run(engine: Engine, table: Table, settings: Settings, options: LoopOptions) -> DispatchReport:
+def _run(
+    engine: Engine,
+    table: Table,
+    settings: Settings,
+    options: LoopOptions,
+    handed_over: tuple[RunnerDispatcher, Pool] | None,
+) -> DispatchReport:
     tally = Tally()
     keeper = Keeper(engine, table, lease=options.lease, tally=tally)
     routing = Routing(registry, settings.retry_policy)
-    with heap.frozen(), RoutingDispatcher(options.concurrency) as dispatcher, keeper:
+    with heap.frozen(), RoutingDispatcher(options.concurrency, handed_over) as dispatcher, keeper:
         loop = ClaimLoop(
             engine,
             table,
@@ -174,24 +192,6 @@ def _check(options: LoopOptions) -> None:
     wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
     if wrong:
         raise ConfigurationError("; ".join(wrong))
-
-
-def _database_url(database: str | None) -> str | None:
-    if database is None:
-        return None
-    if "://" not in database:
-        try:
-            return Secret.load(database, _sync=True).get()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportAttributeAccessIssue, reportCallIssue]
-        except ValueError as error:
-            msg = f"no Prefect Secret block is called {database!r}; create it, or set CLAIM_DISPATCH_DATABASE_URL"
-            raise ConfigurationError(msg) from error
-    if engines.parsed_url(database).password is not None:
-        msg = (
-            "the parameter 'database' holds a password, and flow parameters are shown in the UI; "
-            "put the URL into a Prefect Secret block and give its name"
-        )
-        raise ConfigurationError(msg)
-    return database
 
 
 def _publish(report: DispatchReport) -> None:

@@ -8,7 +8,7 @@ so that no payload reaches Prefect's API.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ def processor(
     isolate: bool | Isolation = False,
     rows_per_run: RowsPerRun = None,
     max_running: int | None = None,
+    concurrency_limit: str | Sequence[str] | None = None,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
     """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
@@ -83,6 +84,9 @@ def processor(
         max_running: at most so many actions of one exact type are claimed at a time, in all claim flows together; the
             types that a pattern means have that many each. It counts actions and not runs: a batch is no larger. None:
             no limit. See docs/limits.md.
+        concurrency_limit: the name of a global concurrency limit of Prefect's, or several: each run takes a slot of
+            every one of them while the function is called. An action that gets none in half a minute is put off by
+            seconds, at no attempt. See docs/lanes.md.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
@@ -93,6 +97,7 @@ def processor(
     check_pattern(type_)
     check_attempts(type_, max_attempts)
     check_max_running(type_, max_running)
+    limits = _limits_of(type_, concurrency_limit)
     options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
 
     def register(source: AnySource) -> AnySource:
@@ -112,6 +117,7 @@ def processor(
             isolation=Isolation() if isolate is True else isolate or None,
             rows_per_run=rows_per_run,
             max_running=max_running,
+            concurrency_limits=limits,
         )
         _check_rows_per_run(new)
         _check_isolation(new)
@@ -166,6 +172,15 @@ def check_max_running(type_: str, max_running: Any) -> None:
             "claim-dispatch pause stops a type"
         )
         raise ConfigurationError(msg)
+
+
+def _limits_of(type_: str, named: Any) -> tuple[str, ...]:
+    """The names of *named*, sorted: whoever takes several takes them in the same order."""
+    names: list[Any] = [] if named is None else [named] if isinstance(named, str) else list(named)
+    if (named is not None and not names) or not all(isinstance(name, str) and name.strip() for name in names):
+        msg = f"processor {type_!r}: concurrency_limit must be the name of a limit, or several names, got {named!r}"
+        raise RegistrationError(msg)
+    return tuple(sorted(set(names)))
 
 
 def _check_rows_per_run(new: Processor) -> None:

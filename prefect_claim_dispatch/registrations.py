@@ -76,6 +76,7 @@ class Processor:
     rows_per_run: RowsPerRun = None
     max_running: int | None = None
     deployment: Deployment | None = None
+    concurrency_limits: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -86,6 +87,11 @@ class Processor:
     def is_flow(self) -> bool:
         """Whether an action becomes a subflow run instead of a task run."""
         return isinstance(self.source, Flow)
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether its runs are the task runner's, in another process if that has others."""
+        return not self.is_flow and self.isolation is None and self.deployment is None
 
     @property
     def is_async(self) -> bool:

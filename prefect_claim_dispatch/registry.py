@@ -42,6 +42,10 @@ class Registry:
         patterns = matching(self._patterns, type_)
         return self._patterns[max(patterns, key=lambda pattern: (len(pattern), pattern))] if patterns else None
 
+    def get(self, pattern: str) -> Processor | None:
+        """The processor that was registered as *pattern* itself."""
+        return self._exact.get(pattern) or self._patterns.get(pattern)
+
     def check(self) -> None:
         """Find what is wrong with a processor before anything is claimed; see `Processor.check`."""
         for known in (*self._exact.values(), *self._patterns.values()):
@@ -58,6 +62,21 @@ class Registry:
         """Those whose actions become runs of a deployment, by type."""
         known = sorted((*self._exact.values(), *self._patterns.values()), key=lambda one: one.pattern)
         return tuple(one for one in known if one.deployment is not None)
+
+    @property
+    def concurrency_limits(self) -> tuple[str, ...]:
+        """The names of all concurrency limits that processors ask for, sorted."""
+        known = (*self._exact.values(), *self._patterns.values())
+        return tuple(sorted({name for one in known for name in one.concurrency_limits}))
+
+    @property
+    def handed_over(self) -> tuple[Processor, ...]:
+        """Those whose runs are the task runner's, in whatever process that has them; by type.
+
+        Subflows and isolated ones are not: those are followed from the claim flow's process.
+        """
+        known = sorted((*self._exact.values(), *self._patterns.values()), key=lambda one: one.pattern)
+        return tuple(one for one in known if one.is_handed_over)
 
     @property
     def types(self) -> tuple[str, ...]:

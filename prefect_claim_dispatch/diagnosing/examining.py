@@ -47,7 +47,7 @@ def examine(patient: Patient) -> list[Finding]:
     return [
         *_examine_database(patient, is_routable),
         *imported,
-        *_examine_prefect(patient.deployments),
+        *_examine_prefect(patient.deployments, are_known=is_routable is not None),
     ]
 
 
@@ -142,11 +142,16 @@ def _index_names(table: Table) -> list[str]:
     return [str(index.name) for index in table.indexes]
 
 
-def _examine_prefect(deployments: Sequence[str]) -> list[Finding]:
+def _examine_prefect(deployments: Sequence[str], *, are_known: bool) -> list[Finding]:
+    """The findings on Prefect; on what processors want of it, where *are_known*."""
     try:
-        from prefect_claim_dispatch.diagnosing.prefects import examine_prefect  # noqa: PLC0415 - if it is installed
+        from prefect_claim_dispatch.diagnosing.prefects import (  # noqa: PLC0415 - if it is installed
+            examine_limits,
+            examine_prefect,
+        )
+        from prefect_claim_dispatch.registry import registry  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         if not comes_with_prefect(error):
             raise
         return [warning("prefect", "Prefect is not installed here, so nothing is known of API and schedule", INSTALL)]
-    return examine_prefect(deployments)
+    return [*examine_prefect(deployments), *(examine_limits(registry.concurrency_limits) if are_known else [])]

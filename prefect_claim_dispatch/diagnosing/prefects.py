@@ -54,6 +54,30 @@ def examine_prefect(deployments: Sequence[str] = ()) -> list[Finding]:
         return [failure("prefect", what, "start the server, and check PREFECT_API_URL and PREFECT_API_AUTH_STRING")]
 
 
+def examine_limits(names: Sequence[str]) -> list[Finding]:
+    """Whether the global concurrency limits *names*, which processors ask for, exist; nothing where there are none."""
+    if not names or not PREFECT_API_URL.value():
+        return []
+    try:
+        with _client() as client:
+            findings = [finding for name in names for finding in _examine_limit(client, name)]
+    except (httpx.HTTPError, RuntimeError):
+        return []  # told by `examine_prefect`
+    return findings or [fine("limits", f"all {len(names)} global concurrency limits exist")]
+
+
+def _examine_limit(client: SyncPrefectClient, name: str) -> list[Finding]:
+    try:
+        limit = client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        what = f"no global concurrency limit is called {name!r}: actions of its processors wait, a minute at a time"
+        return [failure("limits", what, f"create it: prefect global-concurrency-limit create {name} --limit N")]
+    if limit.active:
+        return []
+    what = f"the global concurrency limit {name!r} is not active, and limits nothing"
+    return [warning("limits", what, f"prefect global-concurrency-limit enable {name}")]
+
+
 @contextmanager
 def _client() -> Generator[SyncPrefectClient]:
     # Prefect's own retries would take minutes, with nothing to be seen.

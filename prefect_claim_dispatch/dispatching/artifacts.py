@@ -41,10 +41,12 @@ class Artifacts:
         self._thread: threading.Thread | None = None
 
     def tell(self, batch: Batch, *, task_run_id: str) -> None:
-        """Have it told on the page of the task run how the actions of *batch* ended; does not wait.
+        """Have it told on the page of the task run how the actions of *batch*, if there are several, ended.
 
-        Call it from the thread of the run, for its settings.
+        Does not wait. Call it in the context of the run, for its settings.
         """
+        if len(batch.works) < 2:  # noqa: PLR2004 - one has its own page
+            return
         document = {
             "type": "markdown",
             "description": batch.summary,

@@ -15,7 +15,8 @@ from typing import Any, cast
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from prefect_claim_dispatch.dispatching.work import ActionReference, Work, as_exception, called, called_async
+from prefect_claim_dispatch.dispatching.calling import called, called_async
+from prefect_claim_dispatch.dispatching.work import ActionReference, Work, as_exception
 from prefect_claim_dispatch.outcomes import Cancel, Outcome, Processed, Snooze
 
 TOLD_IDS = 10
@@ -94,6 +95,21 @@ class Batch:
                     except Exception:  # noqa: BLE001, S112 - as above
                         continue
         return self._ending(is_last_try=is_last_try)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any of them is still to be done here."""
+        return any(work.is_wanted for work in self.works)
+
+    def postponed(self, snooze: Snooze) -> Any:
+        """Have them done later, as they may not be called now; returns what Prefect takes for the final state.
+
+        Raises:
+            BatchFailedError: some failed in an earlier try of this run, and count as failed. Of a single one, its own.
+        """
+        for work in self.works:
+            work.postpone(snooze)
+        return self._ending(is_last_try=True)
 
     def conclude(self, ended: str) -> None:
         """Settle what is left when the run is over. What was not called, though others were, is to be given back."""

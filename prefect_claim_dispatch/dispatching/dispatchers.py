@@ -19,8 +19,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Workload
+from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import ActionReference
+from prefect_claim_dispatch.registrations import Processor
 
 OnDone = Callable[[Workload, str], None]
 
@@ -66,20 +68,26 @@ class FlowDispatcher:
 
 
 class RoutingDispatcher:
-    """Chooses the mode by the processor, and owns what the modes run on."""
+    """Chooses the mode by the processor, and owns what the modes run on.
 
-    def __init__(self, concurrency: int, runner: TaskRunner[Any] | None = None) -> None:
+    *handed_over*: where task and batch runs go instead of threads of this process; see `runners`.
+    """
+
+    def __init__(self, concurrency: int, handed_over: tuple[RunnerDispatcher, Pool] | None = None) -> None:
         # Our own runner: tasks that submit tasks to the runner that they themselves occupy would wait for ever.
-        self._runner: TaskRunner[Any] = runner or ThreadPoolTaskRunner[Any](max_workers=concurrency)
+        self._runner = ThreadPoolTaskRunner[Any](max_workers=concurrency)
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="claim-dispatch-subflow")
-        self._artifacts = Artifacts()
+        self._artifacts = Artifacts() if handed_over is None else handed_over[0].artifacts
         desk = Desk(self._artifacts)
         self._is_abandoned = False
         self._tasks = TaskDispatcher(desk, self._runner)
         self._flows = FlowDispatcher(desk, self._executor)
+        self._handed_over, self._pool = handed_over or (None, None)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()
+        if self._pool is not None:
+            self._pool.start()
         return self
 
     def __exit__(
@@ -87,6 +95,8 @@ class RoutingDispatcher:
     ) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._is_abandoned:
+            if self._pool is not None:
+                self._pool.close(kind, error, trace)
             self._runner.__exit__(kind, error, trace)
             self._artifacts.close()
 
@@ -96,8 +106,14 @@ class RoutingDispatcher:
 
     def submit(self, work: Workload, on_done: OnDone) -> None:
         """Start *work* in its processor's mode."""
-        mode = self._flows if work.processor.is_flow else self._tasks
-        mode.submit(work, on_done)
+        self._mode(work.processor).submit(work, on_done)
+
+    def _mode(self, processor: Processor) -> Dispatcher:
+        if processor.is_flow:
+            return self._flows
+        if self._handed_over is not None and processor.is_handed_over:
+            return self._handed_over
+        return self._tasks
 
 
 def _run_flow(flow: Flow[..., Any], reference: ActionReference) -> State[Any]:

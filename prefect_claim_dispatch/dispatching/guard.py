@@ -24,15 +24,28 @@ def guarded(raw: RawAction, processor: Processor, policy: RetryPolicy) -> tuple[
     if raw.fail_count >= policy.max_attempts:
         attempts = f"{raw.fail_count} attempts of {policy.max_attempts} are used up"
         return Unprocessable(error_type="AttemptsUsedUp", message=attempts)
-    try:
-        action = raw.action()
-    except (ValueError, TypeError, RecursionError) as error:
-        return Unprocessable(error_type="UndecodablePayload", message=_why(error))
+    action = decoded(raw)
+    if isinstance(action, Unprocessable):
+        return action
     verdict = _ask_rules(action, processor)
     if verdict is not None:
         return verdict
+    arguments = arguments_for(action, processor)
+    return arguments if isinstance(arguments, Unprocessable) else (action, arguments)
+
+
+def decoded(raw: RawAction) -> Action | Unprocessable:
+    """The row as an `Action`, or why it can't be one."""
     try:
-        return action, processor.arguments(action)
+        return raw.action()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Unprocessable(error_type="UndecodablePayload", message=_why(error))
+
+
+def arguments_for(action: Action, processor: Processor) -> dict[str, Any] | Unprocessable:
+    """What the processor's function is called with, or why the payload does not fit it."""
+    try:
+        return processor.arguments(action)
     except ValidationError as error:
         return Unprocessable(error_type="InvalidPayload", message=problems(error))
     except Exception as error:  # noqa: BLE001 - a validator is the author's code and may raise anything

@@ -22,6 +22,7 @@ from prefect.utilities.callables import parameter_schema
 
 from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.occupying import limited, limited_async
 from prefect_claim_dispatch.dispatching.work import ActionReference
 from prefect_claim_dispatch.registrations import Processor
 
@@ -50,7 +51,7 @@ class Desk:
         """The task that runs actions of *processor*; never `with_options` per row, which costs as much as the run."""
         task = self._tasks.get(processor)
         if task is None:
-            task = self._tasks[processor] = _task(processor, self.find, self._artifacts)
+            task = self._tasks[processor] = task_of(processor, _body(processor, self.find, self._artifacts))
         return task
 
     def flow_for(self, processor: Processor) -> Flow[..., Any]:
@@ -64,12 +65,12 @@ class Desk:
 Find = Callable[[ActionReference], Workload]
 
 
-def _task(processor: Processor, find: Find, artifacts: Artifacts) -> Task[..., Any]:
-    body = _task_body(processor, find, artifacts)
+def task_of(processor: Processor, body: Callable[..., Any]) -> Task[..., Any]:
+    """The task of *processor*, configured as its author says, that calls *body*."""
     task: Task[..., Any]
     if isinstance(processor.source, Task):
         task = copy.copy(cast("Task[..., Any]", processor.source))  # pyright: ignore[reportUnknownMemberType]
-        task.fn = body
+        task.fn = task.__wrapped__ = body  # pyright: ignore[reportAttributeAccessIssue] - as Task itself sets it
         task.task_run_name = RUN_NAME
     else:
         task = Task(
@@ -83,8 +84,7 @@ def _task(processor: Processor, find: Find, artifacts: Artifacts) -> Task[..., A
     # Isolated, the child is killed at the limit; Prefect's own would leave it running. In a batch the limit is of each
     # call: one that hangs would else take the time of all, and Prefect's may strike anywhere between the calls.
     is_ours = processor.isolation is not None or processor.rows_per_run is not None
-    limit = None if is_ours else processor.time_limit
-    task.timeout_seconds = None if limit is None else limit.total_seconds()
+    task.timeout_seconds = None if is_ours else _run_limit(processor)
     # With result persistence on, Prefect's default policy would run one of several equal actions and skip the others.
     task.cache_policy = NO_CACHE
     task.cache_key_fn = None
@@ -94,50 +94,84 @@ def _task(processor: Processor, find: Find, artifacts: Artifacts) -> Task[..., A
 
 def _flow(processor: Processor, find: Find) -> Flow[..., Any]:
     flow = copy.copy(cast("Flow[..., Any]", processor.source))
-    flow.fn = _flow_body(processor, find)
+    flow.fn = _body(processor, find, None)
     flow.flow_run_name = RUN_NAME
     # Flow parameters are stored and shown, and their values go into the error log when they don't fit: the reference
     # is the only one.
     flow.should_validate_parameters = False
     flow.parameters = parameter_schema(flow.fn)
-    if processor.options.timeout is not None:
-        flow.timeout_seconds = processor.options.timeout.total_seconds()
+    flow.timeout_seconds = _run_limit(processor)
     return flow
 
 
-def _task_body(processor: Processor, find: Find, artifacts: Artifacts) -> Callable[..., Any]:
+def _run_limit(processor: Processor) -> float | None:
+    """Seconds that Prefect gives the run; none where it may wait for a slot first, which is no time of its author's."""
+    limit = None if processor.concurrency_limits else processor.time_limit
+    return None if limit is None else limit.total_seconds()
+
+
+def _body(processor: Processor, find: Find, artifacts: Artifacts | None) -> Callable[..., Any]:
     if processor.is_async:
 
         async def run_async(action: ActionReference) -> Any:
-            match find(action):
-                case Batch() as batch:
-                    with _telling_end(batch, artifacts):
-                        return await batch.run_async(_task_run_id(), is_last_try=_is_last_try())
-                case work:
-                    return await work.run_async(_task_run_id())
+            return await _called_async(find(action), artifacts)
 
-        return _named(run_async, processor)
+        return named(run_async, processor)
 
     def run(action: ActionReference) -> Any:
-        match find(action):
-            case Batch() as batch:
-                with _telling_end(batch, artifacts):
-                    return batch.run(_task_run_id(), is_last_try=_is_last_try())
-            case work:
-                return work.run(_task_run_id())
+        return _called(find(action), artifacts)
 
-    return _named(run, processor)
+    return named(run, processor)
+
+
+def _called(work: Workload, artifacts: Artifacts | None) -> Any:
+    """Call a sync processor in the current run, in its slots; what Prefect takes for the result or final state."""
+    return limited(
+        work.processor.concurrency_limits,
+        lambda: call(work, artifacts),
+        refused=work.postponed,
+        is_wanted=lambda: work.is_wanted,
+    )
+
+
+async def _called_async(work: Workload, artifacts: Artifacts | None) -> Any:
+    """As `_called`, for an async processor."""
+    return await limited_async(
+        work.processor.concurrency_limits,
+        lambda: call_async(work, artifacts),
+        refused=work.postponed,
+        is_wanted=lambda: work.is_wanted,
+    )
+
+
+def call(work: Workload, artifacts: Artifacts | None = None) -> Any:
+    """Call a sync processor in the current run; what Prefect takes for the result or final state.
+
+    *artifacts*: what tells of a batch on its run's page; None where somebody else does.
+    """
+    if not isinstance(work, Batch):
+        return work.run(run_id())
+    with _telling_end(work, artifacts):
+        return work.run(run_id(), is_last_try=_is_last_try())
+
+
+async def call_async(work: Workload, artifacts: Artifacts | None = None) -> Any:
+    """As `call`, for an async processor."""
+    if not isinstance(work, Batch):
+        return await work.run_async(run_id())
+    with _telling_end(work, artifacts):
+        return await work.run_async(run_id(), is_last_try=_is_last_try())
 
 
 @contextmanager
-def _telling_end(batch: Batch, artifacts: Artifacts) -> Generator[None]:
+def _telling_end(batch: Batch, artifacts: Artifacts | None) -> Generator[None]:
     try:
         yield
     finally:
         logger = get_run_logger()
         (logger.warning if batch.failed else logger.info)("%s", batch.summary)
-        if len(batch.works) > 1 and (_is_last_try() or not batch.failed):
-            artifacts.tell(batch, task_run_id=_task_run_id())
+        if artifacts is not None and (_is_last_try() or not batch.failed):
+            artifacts.tell(batch, task_run_id=run_id())
 
 
 def _is_last_try() -> bool:
@@ -146,32 +180,17 @@ def _is_last_try() -> bool:
     return context is None or context.task_run.run_count > context.task.retries
 
 
-def _flow_body(processor: Processor, find: Find) -> Callable[..., Any]:
-    if processor.is_async:
-
-        async def run_async(action: ActionReference) -> Any:
-            return await find(action).run_async(_flow_run_id())
-
-        return _named(run_async, processor)
-
-    def run(action: ActionReference) -> Any:
-        return find(action).run(_flow_run_id())
-
-    return _named(run, processor)
-
-
-def _named(body: Callable[..., Any], processor: Processor) -> Callable[..., Any]:
+def named(body: Callable[..., Any], processor: Processor) -> Callable[..., Any]:
+    """*body* under the name of the author's function."""
     # Not functools.wraps: its __wrapped__ would show Prefect the author's signature.
     for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(body, attribute, getattr(processor.function, attribute, None) or getattr(body, attribute))
     return body
 
 
-def _task_run_id() -> str:
-    context = TaskRunContext.get()
-    return str(context.task_run.id) if context is not None else ""
-
-
-def _flow_run_id() -> str:
-    context = FlowRunContext.get()
-    return str(context.flow_run.id) if context is not None and context.flow_run is not None else ""
+def run_id() -> str:
+    """The id of the current task run, or flow run; empty outside of both."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    if task is not None:
+        return str(task.task_run.id)
+    return str(flow.flow_run.id) if flow is not None and flow.flow_run is not None else ""

@@ -13,9 +13,9 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from prefect.utilities.timeout import timeout
 
 from prefect_claim_dispatch.actions import Action, elapsed_clock
+from prefect_claim_dispatch.dispatching.calling import called, called_async
 from prefect_claim_dispatch.dispatching.isolation import call
 from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
@@ -71,6 +71,7 @@ class Work:
         self._on_outcome = on_outcome
         self._lock = threading.Lock()
         self._phase = Phase.WAITING
+        self._take_back: Callable[[Key], bool] | None = None
         self.error: BaseException | None = None
         self.outcome: Outcome | None = None
         self.begun_at: float | None = None
@@ -91,21 +92,77 @@ class Work:
         """Whether the processor was called."""
         return self._phase is Phase.RUNNING
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is still to be done here: not given back, and its lease holds."""
+        return self._phase is not Phase.WITHDRAWN and self.action.lease_holds
+
+    @property
+    def _within(self) -> timedelta | None:
+        # Of the call alone, where Prefect's limit on the run would count what the run waits for its slot.
+        return self.processor.call_limit if self.processor.concurrency_limits else None
+
     def withdraw(self) -> bool:
         """Keep it from starting; False when it has started already."""
         with self._lock:
-            if self._phase is Phase.RUNNING:
+            if self._phase is Phase.RUNNING and not self._is_taken_back():
                 return False
             self._phase = Phase.WITHDRAWN
             return True
 
+    def hand_over(self, take_back: Callable[[Key], bool]) -> bool:
+        """Let another process do it: from now on it may have begun at any time. False when it must not begin at all.
+
+        *take_back* asks the table that nobody begins it any more; it says whether nobody had.
+        """
+        with self._lock:
+            if self._phase is Phase.WAITING and self.action.lease_holds:
+                self._phase, self._take_back = Phase.RUNNING, take_back
+                self.begun_at = elapsed_clock()
+            else:
+                self._phase = Phase.WITHDRAWN
+            return self._phase is Phase.RUNNING
+
+    def come_back(self, run_id: str, outcome: Outcome) -> None:
+        """Take the outcome that the process came to, which it was handed over to; the first one counts."""
+        if self._phase is Phase.RUNNING and self.outcome is None:
+            self._on_begin(self, run_id)
+            self._decide(outcome)
+
+    def put_off(self, snooze: Snooze) -> None:
+        """Have it done later, after it was withdrawn; without effect if it has an outcome."""
+        if self.outcome is None:
+            self._decide(snooze)
+
+    def _is_taken_back(self) -> bool:
+        return self._take_back is not None and self.outcome is None and self._take_back(self.reference.key)
+
     def run(self, run_id: str) -> Any:
         """Call a sync processor. Returns what Prefect takes for the run's result or final state."""
-        return self.shown(self.attempt(run_id))
+        return self.shown(self.attempt(run_id, self._within))
 
     async def run_async(self, run_id: str) -> Any:
         """As `run`, for an async processor."""
-        return self.shown(await self.attempt_async(run_id))
+        return self.shown(await self.attempt_async(run_id, self._within))
+
+    def postponed(self, snooze: Snooze) -> Any:
+        """Have it done later, as it may not be called now; returns what Prefect takes for the run's final state.
+
+        Raises:
+            Exception: it failed in an earlier try of this run: that is what it came to, and it costs the attempt.
+        """
+        if self.error is not None:
+            raise as_exception(self.error)
+        self.postpone(snooze)
+        return self.shown()
+
+    def postpone(self, snooze: Snooze) -> None:
+        """Have it done later, unless it was called already, or is given back."""
+        with self._lock:
+            if self._phase is not Phase.WAITING:
+                return
+            self._phase = Phase.WITHDRAWN
+        self._decide(snooze)
 
     def attempt(self, run_id: str, within: timedelta | None = None) -> Any:
         """Call a sync processor, unless it must not begin; what it returned.
@@ -211,43 +268,6 @@ class Work:
     def _decide(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self._on_outcome(self, outcome)
-
-
-def called(function: Callable[..., Any], arguments: dict[str, Any], within: timedelta | None) -> Any:
-    """What *function* returns.
-
-    Raises:
-        TimeoutError: it took longer than *within*. Anything else: it raised that.
-    """
-    if within is None:
-        return function(**arguments)
-    try:
-        with timeout(seconds=within.total_seconds(), timeout_exc_type=_OverTimeLimitError):
-            return function(**arguments)
-    except _OverTimeLimitError:
-        raise _over(within) from None
-
-
-async def called_async(function: Callable[..., Any], arguments: dict[str, Any], within: timedelta | None) -> Any:
-    """As `called`, for a coroutine function."""
-    if within is None:
-        return await function(**arguments)
-    limit = asyncio.timeout(within.total_seconds())
-    try:
-        async with limit:
-            return await function(**arguments)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise _over(within) from None
-
-
-class _OverTimeLimitError(TimeoutError):
-    """Told apart from the processor's own."""
-
-
-def _over(limit: timedelta) -> TimeoutError:
-    return TimeoutError(f"over its time limit of {limit}")
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Generator
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -27,13 +29,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_claim_dispatch import Action, Cancel, Snooze
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
+from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher, FlowDispatcher, OnDone, TaskDispatcher
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed
 from prefect_claim_dispatch.processors import Processor, Registry, processor
+from tests.acceptance.contract_stages import Stage, stage_of
 from tests.kit.prefect_server import PrefectServer
+from tests.kit.tables import add, claim_due
 from tests.kit.waiting import wait_until
 
 SLOTS = 8
@@ -62,6 +67,7 @@ class Story:
     """What one case came to."""
 
     work: Work
+    case: Case
     run_ids: list[str] = field(default_factory=list[str])
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
     ends: list[str] = field(default_factory=list[str])
@@ -175,6 +181,7 @@ MODES: dict[str, tuple[Callable[[], Any], Decorate]] = {
     "batch": (batch_mode, task),
     "flow": (flow_mode, flow),
 }
+RUNNERS = ("process pool", "dask")
 STYLES = ("sync", "async")
 
 
@@ -219,7 +226,7 @@ def told_by(name: str, number: int, style: str, mode: str) -> Story:
         on_begin=lambda _work, run_id: told[0].run_ids.append(run_id),
         on_outcome=lambda _work, outcome: told[0].outcomes.append(outcome),
     )
-    told.append(Story(work=work))
+    told.append(Story(work=work, case=case))
     return told[0]
 
 
@@ -233,10 +240,38 @@ def dispatch_all(stories: list[Story], dispatcher: Dispatcher) -> None:
             story.ends.append(ended)
 
     for story in stories:
-        if CASES[story.work.action.type].is_withdrawn:
+        if story.case.is_withdrawn:
             assert story.work.withdraw()
         dispatcher.submit(story.work, functools.partial(on_done, story))
     wait_until(lambda: all(story.ends for story in stories), description="every run has ended", timeout=FINISH_SECONDS)
+
+
+def told_elsewhere(stage: Stage) -> dict[tuple[str, str], Story]:
+    """The stories of all cases, of rows that a run in another process finds by their references."""
+    from prefect_claim_dispatch.processors import registry
+    from tests.acceptance import contract_processors
+
+    types = {contract_processors.type_of(name, style): (name, style) for name in CASES for style in STYLES}
+    for type_ in types:
+        add(stage.engine, type_)
+    return {types[raw.type]: _told_of(raw, CASES[types[raw.type][0]], registry) for raw in claim_due(stage.engine)}
+
+
+def _told_of(raw: RawAction, case: Case, registry: Registry) -> Story:
+    told: list[Story] = []
+    if not case.has_lease:
+        raw.lease.expires = -1.0
+    found = registry.match(raw.type)
+    assert found is not None
+    work = Work(
+        raw.action(),
+        found,
+        {},
+        on_begin=lambda _work, run_id: told[0].run_ids.append(run_id),
+        on_outcome=lambda _work, outcome: told[0].outcomes.append(outcome),
+    )
+    told.append(Story(work=work, case=case))
+    return told[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,11 +284,19 @@ class Performance:
     server: PrefectServer
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module", params=[*MODES, *RUNNERS])
 def performance(
-    request: pytest.FixtureRequest, prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    prefect_server: PrefectServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    sqlite_template: Callable[[], Path],
 ) -> Performance:
     """One mode with all its cases, side by side."""
+    if request.param in RUNNERS:
+        folder = tmp_path_factory.mktemp("runner")
+        performance = performed_elsewhere(request.param, prefect_server, folder, sqlite_template())
+        gc.collect()  # semaphores of the pool's queues: after the last test nobody takes them back
+        return performance
     open_mode, _ = MODES[request.param]
     stories = {
         (name, style): told_by(name, number, style, request.param)
@@ -272,6 +315,26 @@ def performance(
         assert isinstance(claim_flow, Flow)
         state = claim_flow(return_state=True)
     return Performance(mode=request.param, stories=stories, state=state, server=prefect_server)
+
+
+def performed_elsewhere(mode: str, server: PrefectServer, folder: Path, template: Path) -> Performance:
+    """The cases on a task runner whose runs are in other processes."""
+    with ExitStack() as stack:
+        stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: folder}))
+        stage = stack.enter_context(stage_of(mode, folder, template))
+        stories = told_elsewhere(stage)
+
+        @flow(name=f"contract-{mode.replace(' ', '-')}")
+        def claim_flow() -> str:
+            with stage.dispatcher() as dispatcher:
+                dispatch_all(list(stories.values()), dispatcher)
+            return "survived"
+
+        assert isinstance(claim_flow, Flow)
+        state = claim_flow(return_state=True)
+        for story in stories.values():
+            story.calls = stage.calls(story.work.action.id)
+    return Performance(mode=mode, stories=stories, state=state, server=server)
 
 
 @pytest.fixture(params=STYLES)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Draft, claiming, limiting, operations, outstanding, publish, publish_many
+from prefect_claim_dispatch import Draft, claiming, fetching, limiting, operations, outstanding, publish, publish_many
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.diagnosing import asking
 from prefect_claim_dispatch.listening import prove
@@ -285,6 +285,14 @@ ACTS: Final[dict[str, Act]] = {
         _two_claimed,
         lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, "run") for key in _keys(raws)]),
         "begin",
+    ),
+    "begin elsewhere, once": _act(
+        _two_claimed,
+        lambda s, raws: fetching.begin_once(s.engine, TABLE, _keys(raws), "run", lease=HOUR),
+        "begin_once",
+    ),
+    "take back the leave to begin": _act(
+        _two_claimed, lambda s, raws: fetching.take_back(s.engine, TABLE, _keys(raws), lease=HOUR), "begin_once"
     ),
     "let wait what was to begin": _act(
         _two_claimed,

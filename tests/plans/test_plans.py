@@ -24,7 +24,7 @@ from sqlalchemy import Executable, event
 
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
-from prefect_claim_dispatch.statements.begin import begin
+from prefect_claim_dispatch.statements.begin import begin, begin_once
 from prefect_claim_dispatch.statements.claim import claim
 from prefect_claim_dispatch.statements.limit import running
 from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
@@ -67,8 +67,9 @@ LIVE = (
        SELECT 'stray.' || mod(i, 4), 9, now() - interval '2 hours' + i * interval '1 ms' FROM generate_series(1,
        {STRAYS}) i""",
     # Claimed; half of the leases are over.
-    f"""INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claimed_by, claim_count, lease_expires_at)
-       SELECT 'type.' || mod(i, 5), 0, 'claimed', now() - interval '1 hour', now(), 'run', 1, now()
+    f"""INSERT INTO action_logs (type, priority, status, end_at, claimed_at, claimed_by, run_id, claim_count,
+              lease_expires_at)
+       SELECT 'type.' || mod(i, 5), 0, 'claimed', now() - interval '1 hour', now(), 'run', 'run', 1, now()
               + CASE WHEN i <= {CLAIMED // 2} THEN i - 3600 ELSE i + 3600 END * interval '1 s'
        FROM generate_series(1, {CLAIMED}) i""",
 )
@@ -299,6 +300,11 @@ def begin_parameters(ids: list[int]) -> dict[str, Any]:
     return bind_rows("postgresql", "begun", columns)
 
 
+def begin_once_parameters(ids: list[int]) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"id": ids, "claim_count": [1] * len(ids), "run_id": ["run"] * len(ids)}
+    return bind_rows("postgresql", "entered", columns) | {"lease_seconds": 60.0}
+
+
 def renew_parameters(ids: list[int]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {"id": ids, "claim_count": [1] * len(ids)}
     return bind_rows("postgresql", "held", columns) | {"lease_seconds": 60.0}
@@ -315,10 +321,11 @@ def recognise_parameters(ids: list[int]) -> dict[str, Any]:
     [
         (settle, settle_parameters),
         (begin, begin_parameters),
+        (begin_once, begin_once_parameters),
         (renew, renew_parameters),
         (recognise, recognise_parameters),
     ],
-    ids=["settle", "begin", "renew", "recognise"],
+    ids=["settle", "begin", "begin_once", "renew", "recognise"],
 )
 def test_batches_are_joined_by_the_primary_key(
     backlog: Backlog,

@@ -66,6 +66,7 @@ STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "claim_one_lane": lambda dialect: claim.claim(TABLE, dialect, (1,)),
     "claim_two_types_two_priorities_until": lambda dialect: claim.claim(TABLE, dialect, (2, 1), bounded=True),
     "begin": lambda dialect: begin.begin(TABLE, dialect),
+    "begin_once": lambda dialect: begin.begin_once(TABLE, dialect),
     "renew": lambda dialect: renew.renew(TABLE, dialect),
     "settle": lambda dialect: settle.settle(TABLE, dialect),
     "outstanding": lambda dialect: outstanding.outstanding(TABLE, dialect, further=False),

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Executable
 
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
-from prefect_claim_dispatch.statements.begin import begin
+from prefect_claim_dispatch.statements.begin import begin, begin_once
 from prefect_claim_dispatch.statements.claim import claim
 from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
@@ -87,13 +87,14 @@ def test_claim_merges_what_is_in_order(engine: Engine, shape: tuple[int, ...], l
     [
         (settle, "settled", {}),
         (begin, "begun", {}),
+        (begin_once, "entered", {"lease_seconds": 60.0}),
         (renew, "held", {"lease_seconds": 60.0}),
         (recognise, "sent", {}),
         (held, "wanted", {}),
         (follow, "followed", {}),
         (take, "taken", {}),
     ],
-    ids=["settle", "begin", "renew", "recognise", "held", "follow", "take"],
+    ids=["settle", "begin", "begin_once", "renew", "recognise", "held", "follow", "take"],
 )
 def test_batches_are_joined_by_the_primary_key(
     engine: Engine, statement: Any, prefix: str, more: dict[str, Any]

@@ -601,3 +601,20 @@ def test_rows_taken_together_as_no_list_are_refused() -> None:
 
     with pytest.raises(RegistrationError, match=r"annotate it as list\[\.\.\.\] or Sequence"):
         registered(load, rows_per_run=10).check()
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [(None, ()), ("db", ("db",)), (["b", "a", "b"], ("a", "b")), (("a",), ("a",))],
+    ids=str,
+)
+def test_concurrency_limits_are_asked_for_in_one_order(asked: Any, names: tuple[str, ...]) -> None:
+    """Two processors that want the same two in different orders would each hold what the other waits for."""
+    assert registered(nothing, concurrency_limit=asked).concurrency_limits == names
+
+
+@pytest.mark.parametrize("asked", ["", "  ", [], ["a", ""], [None], [3]], ids=repr)
+def test_concurrency_limit_without_a_name_is_refused(asked: Any) -> None:
+    """It would limit nothing, and look as if it did."""
+    with pytest.raises(RegistrationError, match="concurrency_limit must be the name of a limit"):
+        registered(nothing, concurrency_limit=asked)
