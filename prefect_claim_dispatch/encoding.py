@@ -53,7 +53,11 @@ def encode(value: object, limits: Limits) -> str:
     if is_plain and (text := _encode_plain(value, limits)) is not None:
         return text
     writer = Writer(limits)
-    writer.write(value)
+    try:
+        writer.write(value)
+    except limits.error as refused:
+        # The way down a hundred levels tells nothing, and those who pickle tracebacks (Dask does) could not pickle it.
+        raise refused.with_traceback(None) from refused.__cause__
     text = "".join(writer.pieces)
     if len(text.encode()) > limits.max_bytes:
         raise limits.error(too_large(limits.what, limits.max_bytes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
+import traceback
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -545,6 +546,7 @@ def test_bad_input_is_refused_before_any_sql(engine: Engine, name: str) -> None:
     assert message.isprintable()
     assert SECRET not in message
     assert len(message) < 1_000
+    assert len(traceback.extract_tb(refused.value.__traceback__)) < 30  # what pickles tracebacks as well can pickle it
     assert str(pickle.loads(pickle.dumps(refused.value))) == message
     assert sent == []
     with engine.connect() as connection:
