@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,9 @@ from sqlalchemy import Engine
 from tests.kit import keeping, pgbouncer, postgres, processes
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
+
+if TYPE_CHECKING:
+    from tests.kit.looping import ThreadDispatcher
 
 MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
 DATABASES = ["sqlite", *postgres.available()]
@@ -183,6 +187,23 @@ def children(tmp_path: Path) -> Iterator[Processes]:
     """Child processes: ``children.python("-m", ...)``; whatever still runs is killed after the test."""
     with processes.children(tmp_path / "processes") as started:
         yield started
+
+
+@pytest.fixture
+def dispatcher() -> Iterator[ThreadDispatcher]:
+    """A mode of dispatch that needs no Prefect server, with four threads."""
+    from tests.kit.looping import ThreadDispatcher  # late: it imports the package
+
+    made = ThreadDispatcher(4)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look a minute instead of one a second: what a claim loop sees sooner was told to it."""
+    for module in ("line", "loop", "slots"):
+        monkeypatch.setattr(f"prefect_claim_dispatch.dispatching.{module}.POLL", 60.0)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,14 +45,6 @@ def count_claimed(engine: Engine, type_: str = "a") -> int:
     with engine.connect() as connection:
         query = select(func.count()).where(TABLE.c.status == "claimed", TABLE.c.type == type_)
         return connection.execute(query).scalar_one()
-
-
-@pytest.fixture
-def dispatcher() -> Iterator[ThreadDispatcher]:
-    """Four threads."""
-    made = ThreadDispatcher(4)
-    yield made
-    made.close()
 
 
 def test_no_more_are_claimed_than_may_run(engine: Engine) -> None:

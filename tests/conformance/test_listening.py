@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from prefect_claim_dispatch import Action, engines, listening, migrations, operations, processor, publish
-from prefect_claim_dispatch.dispatching import line, loop, slots
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.statements import NAME
 from tests.kit.looping import staying
@@ -25,13 +24,6 @@ pytestmark = pytest.mark.timeout(120)
 THREAD = "claim-dispatch-listener"
 NOT_POOLED = pytest.mark.not_through_pgbouncer(reason="nobody can listen there")
 LISTENERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
-
-
-@pytest.fixture
-def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look a minute instead of one a second: what is seen sooner was told."""
-    for module in (slots, line, loop):
-        monkeypatch.setattr(module, "POLL", 60.0)
 
 
 @pytest.fixture

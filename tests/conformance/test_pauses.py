@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -36,14 +35,6 @@ from tests.kit.tables import (
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def dispatcher() -> Iterator[ThreadDispatcher]:
-    """Four threads."""
-    made = ThreadDispatcher(4)
-    yield made
-    made.close()
 
 
 @pytest.fixture

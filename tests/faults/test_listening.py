@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import Engine, select
 
 from prefect_claim_dispatch import Action, engines, listening, migrations, processor, publish
-from prefect_claim_dispatch.dispatching import line, loop, slots
 from prefect_claim_dispatch.processors import Registry
 from tests.kit import postgres
 from tests.kit.looping import ThreadDispatcher, run_loop, staying
@@ -32,13 +31,6 @@ pytestmark = [
 ]
 
 LISTENERS = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND query LIKE 'LISTEN%%'"
-
-
-@pytest.fixture
-def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look a minute instead of one a second: what is seen sooner was told."""
-    for module in (slots, line, loop):
-        monkeypatch.setattr(module, "POLL", 60.0)
 
 
 @pytest.fixture
