@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
@@ -33,16 +33,16 @@ CONTENDED_TRIES: Final = 3
 # A lock timeout is not among them: who waited in vain once would only wait again.
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
 
-
-@cache
-def _shared_engine(url: str) -> Engine:
-    return create(url)
+_shared: Final[dict[str, Engine]] = {}
+_autocommitting: Final[dict[Engine, Engine]] = {}
+_inherited: Final[list[Any]] = []
 
 
 def engine_for(url: str | None = None) -> Engine:
     """One engine per URL and process.
 
-    None means the settings', whose embedded SQLite file is made with its table on first use.
+    None means the settings', whose embedded SQLite file is made with its table on first use. A process made by a fork
+    (a web server's or task queue's that loads the application first) gets connections of its own.
 
     Raises:
         ConfigurationError: the URL or the settings make no sense.
@@ -54,6 +54,35 @@ def engine_for(url: str | None = None) -> Engine:
     if configured.is_embedded:
         _create_embedded(configured)
     return _shared_engine(configured.url)
+
+
+def _shared_engine(url: str) -> Engine:
+    return _shared.get(url) or _shared.setdefault(url, create(url))
+
+
+def close_all() -> None:
+    """Close the idle connections of the engines of `engine_for`, and forget these engines; for tests of many databases.
+
+    An engine that somebody holds keeps working.
+    """
+    for engines in (_autocommitting, _shared):
+        while engines:
+            engines.popitem()[1].dispose()
+
+
+def _leave_to_the_parent() -> None:
+    """In a fork: have no connection that the parent has, as both would speak on it, and close none, which speaks, too.
+
+    After https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork.
+    The old pools are kept, so that no connection is closed by being collected: SQLite's would drop the parent's locks.
+    """
+    for engine in (*_autocommitting.values(), *_shared.values()):
+        _inherited.append(engine.pool)
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _create_embedded(configured: settings_module.Settings) -> None:
@@ -167,11 +196,12 @@ def autocommitting_engine(bind: Bind) -> Engine | None:
     if not (bind is None or isinstance(bind, str)):
         return None
     engine = engine_for(bind)
-    return _autocommitting_engine(engine) if engine.dialect.name == POSTGRESQL else None
+    if engine.dialect.name != POSTGRESQL:
+        return None
+    return _autocommitting.get(engine) or _autocommitting.setdefault(engine, _create_autocommitting(engine))
 
 
-@cache
-def _autocommitting_engine(engine: Engine) -> Engine:
+def _create_autocommitting(engine: Engine) -> Engine:
     """An engine with connections of its own, to where *engine* goes; disposed of with it.
 
     With those of *engine*, switched to and fro for every publish, it would take as long as a transaction.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -83,11 +84,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give the test a Prefect home of its own and none of our settings."""
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Give the test a Prefect home of its own and none of our settings; close what it left open of its databases."""
     for name in [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]:
         monkeypatch.delenv(name)  # the variable that asks for pgbouncer, too: children would take it for a setting
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    yield
+    if databases := sys.modules.get("prefect_claim_dispatch.databases"):  # the kit is tested without the package
+        databases.close_all()
 
 
 @pytest.fixture

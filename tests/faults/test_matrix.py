@@ -172,8 +172,8 @@ def sender(act: Act, engine: Engine) -> Engine:
     """The engine by which *act* sends what it sends on *engine*'s database."""
     if not act.commits_each:
         return engine
-    shared = databases.engine_for(url_of(engine))
-    return shared if engine.dialect.name == "sqlite" else databases._autocommitting_engine(shared)
+    url = url_of(engine)
+    return databases.autocommitting_engine(url) or databases.engine_for(url)
 
 
 @pytest.mark.parametrize(("name", "dialect"), HEALTHY)
@@ -193,8 +193,6 @@ def test_act_sends_what_it_says(name: str, dialect: str, engine: Engine, stand: 
     named = [statement for statement in sent if "SAVEPOINT" not in statement]
     assert tuple(dict.fromkeys(named)) == act.statements(dialect)
     assert (snapshot(engine) != before) == act.changes
-    if act.commits_each:
-        databases.engine_for(url_of(engine)).dispose()
 
 
 def test_unstruck_act_is_done(stand: Stand, tmp_path: Path, sqlite_url: str) -> None:

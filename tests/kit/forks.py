@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -79,8 +79,9 @@ class ForkServer:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
-        readable, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
-        line = self._process.stdout.readline() if readable else b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            line = self._process.stdout.readline() if selector.select(ANSWER_SECONDS) else b""
         if not line:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # the server and its fork, in the session made for them

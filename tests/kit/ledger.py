@@ -174,6 +174,10 @@ class Ledger:
         with self._lock:
             self._close()
 
+    def __del__(self) -> None:
+        """Close it for whoever did not: a thousand tests leave as many ledgers."""
+        self._close()
+
 
 class PublishLog:
     """What publishers asked for and what they were told: asked, then published, refused, or nothing at all."""
