@@ -124,7 +124,8 @@ def _driver_errors(name: str) -> Generator[None]:
 def _create_postgresql(parsed: URL, options: dict[str, Any]) -> Engine:
     arguments = {key: value for key, value in POSTGRESQL_CONNECT_ARGS.items() if key not in parsed.query}
     options.setdefault("isolation_level", "READ COMMITTED")
-    options.setdefault("pool_size", 4)
+    if "poolclass" not in options:
+        options.setdefault("pool_size", 4)
     is_psycopg = parsed.get_driver_name() == "psycopg"
     asked = parsed.query.get(PREPARE_THRESHOLD) if is_psycopg else None
     if asked is not None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Connection, Engine, NullPool, Table
 
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.actions import elapsed_clock
@@ -125,12 +125,18 @@ class _Listener(ABC):
 
 
 class _PostgresListener(_Listener):
-    """Listens to the table's channel, on a connection that no pool has."""
+    """Listens to the table's channel, on a connection of *there* that nobody else has.
 
-    def __init__(self, engine: Engine, table: Table, wake: Callable[[], None], there: Engine | None) -> None:
+    One of the loop's pool would be missed there: where connections are scarce, no other is to be had to settle by.
+    """
+
+    def __init__(
+        self, engine: Engine, table: Table, wake: Callable[[], None], there: Engine, *, is_apart: bool
+    ) -> None:
         super().__init__(wake)
         self._engine = engine
         self._there = there
+        self._is_apart = is_apart
         self._table = table
         self._driver: Any = None
         self._ending, self._is_ending = socket.socketpair()
@@ -149,15 +155,14 @@ class _PostgresListener(_Listener):
             there.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:
-        engine = self._there or self._engine
         with ExitStack() as stack:
             with answered_in_time(ANSWERED_IN_TIME):
-                connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+                connection = stack.enter_context(self._there.connect().execution_options(isolation_level="AUTOCOMMIT"))
                 self._driver = connection.connection.driver_connection
                 channel = self._channel(connection)
                 if channel is not None:
                     connection.execute(Listen(channel))
-                connection.detach()
+                connection.detach()  # from its deadline: it is not given back soon
             if channel is not None:
                 self._expect_proof(channel)
                 self._note_success()
@@ -171,7 +176,7 @@ class _PostgresListener(_Listener):
         if found is None or not found.is_there:
             logger.debug("%s has no wake-up; claim-dispatch db wake-up installs it", self._table.fullname)
             return None
-        if self._there is None and found.backend_pid != self._driver.info.backend_pid:
+        if not self._is_apart and found.backend_pid != self._driver.info.backend_pid:
             # Not tried: what is listened to through a pooler goes on being sent to whoever gets the connection next.
             what = "a pooler stands between; set CLAIM_DISPATCH_LISTEN_URL to a way around it, or to none"
             raise _UselessError(what)
@@ -272,14 +277,12 @@ def _listener_of(
         return None
     if engine.dialect.name == SQLITE:
         return _SqliteListener(engine, wake) if _is_file(engine) else None
-    there = None
-    if url is not None:
-        there = engines.create(url)
-        stack.callback(there.dispose)
-    if {one.dialect.driver for one in (engine, there or engine)} != {"psycopg"} or engine.dialect.name != POSTGRESQL:
+    there = engines.create(url or engine.url.render_as_string(hide_password=False), poolclass=NullPool)
+    stack.callback(there.dispose)
+    if {one.dialect.driver for one in (engine, there)} != {"psycopg"} or engine.dialect.name != POSTGRESQL:
         logger.info("publishing does not wake this claim flow, which looks every second: that takes psycopg")
         return None
-    return _PostgresListener(engine, table, wake, there)
+    return _PostgresListener(engine, table, wake, there, is_apart=url is not None)
 
 
 def _is_file(engine: Engine) -> bool:

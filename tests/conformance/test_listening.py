@@ -89,6 +89,12 @@ def listeners(engine: Engine) -> list[int]:
         return list(connection.execute(text(LISTENERS)).scalars())
 
 
+def backend_of(engine: Engine) -> int:
+    """The server process behind the connection that the pool gives."""
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+
 def has_ear() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
 
@@ -237,6 +243,26 @@ def test_without_trigger_it_looks_as_ever_and_notices_one(
         migrations.install_wake_up(postgres_url)
         wait_until(lambda: listeners(engine), description="it listens")
         work.expect(publish(engine, "a").id)
+    engine.dispose()
+
+
+@NOT_POOLED
+@pytest.mark.parametrize("has_trigger", [True, False], ids=["trigger", "no trigger"])
+def test_connection_to_settle_by_is_left_in_the_pool(
+    postgres_url: str, caplog: pytest.LogCaptureFixture, has_trigger: bool
+) -> None:
+    """Where connections are scarce no other may be had: listening takes one of its own, or goes without."""
+    if has_trigger:
+        migrations.install_wake_up(postgres_url)
+    engine, woken = engines.create(postgres_url), threading.Event()
+    before = backend_of(engine)
+
+    with caplog.at_level(logging.DEBUG), listening.listening(engine, TABLE, woken.set):
+        wait_until(lambda: woken.is_set() or "has no wake-up" in caplog.text, description="it has asked", timeout=20)
+        meanwhile = backend_of(engine)
+
+    assert woken.is_set() == has_trigger
+    assert {before} == {meanwhile} == {backend_of(engine)}
     engine.dispose()
 
 

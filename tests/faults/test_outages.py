@@ -272,13 +272,13 @@ def _name(url: str) -> str:
 
 
 def test_no_transaction_is_open_while_work_runs(scene: Scene, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A server that ends idle transactions after 100 ms never finds one of ours."""
+    """A server that ends idle transactions after a second never finds one of ours."""
     scene.publish(4)
-    strict = engines.create(f"{url}&options=-c%20idle_in_transaction_session_timeout%3D100")
+    strict = engines.create(f"{url}&options=-c%20idle_in_transaction_session_timeout%3D1000")
     with caplog.at_level(logging.WARNING), scene.loop(strict) as running:
         scene.wait_until_begun(4)
         with scene.engine.connect() as connection:
-            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+            connection.exec_driver_sql("SELECT pg_sleep(1.5)")
             found = connection.exec_driver_sql("SELECT state FROM pg_stat_activity WHERE datname = current_database()")
             assert not [state for (state,) in found if state.startswith("idle in transaction")]
         scene.let_work.set()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from prefect_claim_dispatch import Draft, engines, migrations, publish_many
+from prefect_claim_dispatch import Draft, databases, engines, migrations, publish_many
 from prefect_claim_dispatch.errors import DatabaseUnavailableError
 from prefect_claim_dispatch.settings import PREFIX
 from tests.kit import keeping, postgres
@@ -63,7 +63,7 @@ def test_twenty_processes_share_ten_connections(
     """Who has claimed gets a connection to settle by; the others wait their turn, and nothing is done twice."""
     url, part = scarce_server.url("postgres"), Part(folder=tmp_path, seed="1", lease_seconds=30.0)
     migrations.upgrade(url)
-    engine, log = engines.create(url), PublishLog(part.published)
+    engine, log = databases.engine_for(url), PublishLog(part.published)
     draft = Draft().type("soak.quick").payload({"kind": "quick", "seconds": 0.05, "fails": 0})
     tokens = [log.asked("soak.quick") for _ in range(ROWS)]
     for token, receipt in zip(tokens, publish_many(engine, [draft] * ROWS), strict=True):
@@ -86,7 +86,6 @@ def test_twenty_processes_share_ten_connections(
     assert not broken, report(broken)
     assert set(Counter(entry.id for entry in ledger.read().entries if entry.what == "begin").values()) == {1}
     assert not [note for note in notes.read(part.notes) if note["what"] == "refused"]
-    engine.dispose()
 
 
 @pytest.fixture
