@@ -107,7 +107,7 @@ class Grouping:
 
     def __init__(self, routing: Routing, options: LoopOptions) -> None:
         self._routing = routing
-        self._soon = options.concurrency + options.read_ahead
+        self._slots = options.concurrency
         self._budget = RunBudget(options.runs_per_second)
         self._alone: set[Processor | None] = set()
 
@@ -149,7 +149,7 @@ class Grouping:
         self._alone.update(processor for processor in tried if 2 * tried[processor] > number[processor])
 
     def _sizes(self, due: Mapping[Processor | None, int]) -> dict[Processor | None, int]:
-        budget = min(self._budget.left, self._soon)
+        budget = min(self._budget.left, self._slots)
         return {
             processor: rows_per_run_for(number, budget) if _is_automatic(processor) else _fixed(processor)
             for processor, number in due.items()

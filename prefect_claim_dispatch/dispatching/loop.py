@@ -179,7 +179,7 @@ class ClaimLoop:
         return is_done and self._keeper.flush(timeout=5.0)
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int | None:
-        """Claim from *lanes* what can start soon, and start what may; how many were claimed, None without room."""
+        """Claim from *lanes* what can start at once, and start what may; how many were claimed, None without room."""
         if lanes and self._api is not None:
             self._api.require()
         number = self._claim_parts(self._turns.given(lanes))
@@ -187,29 +187,26 @@ class ClaimLoop:
         return number
 
     def _claim_parts(self, lanes: tuple[Lane, ...]) -> int | None:
-        """Claim from *lanes* until no more can start soon; returns how many, None if there was room for none."""
+        """Claim from *lanes* until the slots are taken; returns how many, None if there was room for none.
+
+        Nothing is claimed to wait for a slot: a crash would strand it, another flow could have run it, and before it
+        began the table would have to be told, which takes as long as a claim.
+        """
         taken, claimed, has_room = len(self._slots) + self._line.soon, 0, False
         left, places = self._options.limit - len(self._line), 0 if self._line.is_held else self._options.concurrency
         for part in self._grouping.parts(lanes):
-            room = min(left - claimed, self._options.room(taken, part.rows_per_run))
+            room = min(left - claimed, (places - taken) * part.rows_per_run)
             if room < 1:
                 break
-            at_once = max(0, places - taken) * part.rows_per_run
-            if part.max_running is not None:
-                room = min(room, at_once)  # what waits here would keep another flow from running it
-                if room < 1:
-                    continue
             has_room = True
-            number = self._claim_part(part, min(room, at_once), may_begin=True)
-            if number == at_once:
-                number += self._claim_part(part, room - number, may_begin=False)
+            number = self._claim_part(part, room)
             claimed += number
             if number == room:
                 break
             taken += math.ceil(number / part.rows_per_run)
         return claimed if has_room or not lanes else None
 
-    def _claim_part(self, part: Part, room: int, *, may_begin: bool) -> int:
+    def _claim_part(self, part: Part, room: int) -> int:
         claimed = claiming.claim(
             self._engine,
             self._table,
@@ -218,7 +215,6 @@ class ClaimLoop:
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
-            may_begin=may_begin,
             max_running=part.max_running,
         )
         self._turns.serve(claimed)

@@ -107,8 +107,8 @@ def test_rows_together_are_one_call(engine: Engine) -> None:
     assert by_status(engine) == {"processed": 6, "dead": 2}
 
 
-def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
-    """Slots times rows; of types that need a run each, no more than without batches: here, what is read ahead."""
+def test_no_more_is_claimed_than_can_start(engine: Engine) -> None:
+    """Slots times rows; nothing of either lane waits here for a slot, where another flow could have run it."""
     registry, dispatcher = Registry(), Witnessed()
     most, go_on = list[int](), threading.Event()
 
@@ -121,7 +121,6 @@ def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
 
     def look() -> None:
         wait_until(lambda: len(dispatcher.runs) >= 4, description="all slots are taken")
-        wait_until(lambda: claimed_now(engine) >= 44, description="what is read ahead is claimed")
         time.sleep(0.3)  # for more, if more were claimed
         most.append(claimed_now(engine))
         go_on.set()
@@ -133,7 +132,7 @@ def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
     looking.join()
     dispatcher.close()
 
-    assert most == [44]
+    assert most == [40]
     assert by_status(engine) == {"processed": 240}
 
 

@@ -109,14 +109,6 @@ def test_lanes_are_claimed_in_parts_of_one_size(lanes: list[tuple[str, int]], pa
     assert [([one.type for one in part.lanes], part.rows_per_run) for part in found] == parts
 
 
-def test_room_is_in_runs() -> None:
-    """Four slots of 500 rows: so many can start at once, and no batch is read ahead; of single rows a few are."""
-    options = LoopOptions(limit=9_999, lease=timedelta(minutes=5), concurrency=4, claimed_by="me")
-
-    assert [options.room(taken, 500) for taken in (0, 3, 4, 6)] == [2000, 500, 0, 0]
-    assert [options.room(taken, 1) for taken in (0, 3, 4, 8)] == [8, 5, 4, 0]
-
-
 def test_rows_of_one_processor_share_runs_in_order() -> None:
     """Up to three each; the types of a pattern together, other processors' rows never."""
     claimed = [raw(1, "three"), raw(2, "single"), raw(3, "many.a"), raw(4, "three"), raw(5, "many.b")]
