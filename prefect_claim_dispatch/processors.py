@@ -33,6 +33,7 @@ from prefect_claim_dispatch.registry import Registry, registry
 __all__ = ["Isolation", "Processor", "Registry", "TaskOptions", "load_modules", "processor", "registry"]
 
 MAX_ROWS_PER_RUN = 10_000
+MAX_LINGER = timedelta(minutes=1)
 ONE_BY_ONE = ("payload", "action")
 
 AnySource = TypeVar("AnySource", bound=Callable[..., Any])
@@ -52,6 +53,7 @@ def processor(
     on_rules_false: Snooze | None = None,
     isolate: bool | Isolation = False,
     rows_per_run: RowsPerRun = None,
+    linger: timedelta | None = None,
     max_running: int | None = None,
     concurrency_limit: str | Sequence[str] | None = None,
     registry: Registry = registry,
@@ -81,6 +83,8 @@ def processor(
         rows_per_run: up to so many actions share one run, called row by row and settled as each finishes; or, taken
             as ``payloads`` and ``actions``, in one call that returns None or one outcome for each. ``"auto"``: a run
             for each while few are due, groups when many are. None: a run for each. See docs/lanes.md.
+        linger: how long a due action waits in the table, at most, for as many as fill a run of *rows_per_run*; up to a
+            minute. None: whatever is due goes at once.
         max_running: at most so many actions of one exact type are claimed at a time, in all claim flows together; the
             types that a pattern means have that many each. It counts actions and not runs: a batch is no larger. None:
             no limit. See docs/limits.md.
@@ -116,10 +120,12 @@ def processor(
             on_rules_false=on_rules_false,
             isolation=Isolation() if isolate is True else isolate or None,
             rows_per_run=rows_per_run,
+            linger=linger,
             max_running=max_running,
             concurrency_limits=limits,
         )
         _check_rows_per_run(new)
+        _check_linger(new)
         _check_isolation(new)
         _check_signature(new)
         registry.add(new)
@@ -201,6 +207,23 @@ def _check_rows_per_run(new: Processor) -> None:
         msg = (
             f"processor {new.pattern!r}: {new.place} takes rows together, and a child process takes one; "
             "isolate a function of 'payload' and 'action'"
+        )
+        raise RegistrationError(msg)
+
+
+def _check_linger(new: Processor) -> None:
+    if new.linger is None:
+        return
+    if type(new.rows_per_run) is not int:
+        msg = (
+            f"processor {new.pattern!r}: linger waits for as many actions as fill a run, and rows_per_run says no "
+            f"number, got {new.rows_per_run!r}"
+        )
+        raise RegistrationError(msg)
+    if not isinstance(new.linger, timedelta) or not timedelta(0) < new.linger <= MAX_LINGER:  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = (
+            f"processor {new.pattern!r}: linger must be a timedelta above zero, and a minute at most, got "
+            f"{new.linger!r}; for what is to wait longer, publish a later end_at"
         )
         raise RegistrationError(msg)
 

@@ -74,6 +74,7 @@ class Processor:
     on_rules_false: Snooze | None = None
     isolation: Isolation | None = None
     rows_per_run: RowsPerRun = None
+    linger: timedelta | None = None
     max_running: int | None = None
     deployment: Deployment | None = None
     concurrency_limits: tuple[str, ...] = ()

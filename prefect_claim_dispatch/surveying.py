@@ -79,13 +79,18 @@ def survey(engine: Engine | Connection, table: Table) -> Survey:
     return Survey(now=oldest.now, lanes=tuple(lanes), oldest_lease_at=oldest.end_at, paused=tuple(paused))
 
 
-def count_due(engine: Engine | Connection, table: Table, lanes: Iterable[Lane]) -> int:
-    """How many actions of *lanes* are due now; a count of the index, so ask it seldom."""
+def count_due(engine: Engine | Connection, table: Table, lanes: Iterable[Lane], *, at_most: int | None = None) -> int:
+    """How many actions of *lanes* are due now; a count of the index, so ask it seldom, or of *at_most* so many."""
+    statement, number = count_due_statement(table, bounded=at_most is not None), 0
     with databases.transaction(engine) as connection:
-        return sum(
-            connection.execute(count_due_statement(table), {"type": lane.type, "priority": lane.priority}).scalar_one()
-            for lane in lanes
-        )
+        for lane in lanes:
+            parameters: dict[str, Any] = {"type": lane.type, "priority": lane.priority}
+            if at_most is not None:
+                if number >= at_most:
+                    break
+                parameters["limit"] = at_most - number
+            number += connection.execute(statement, parameters).scalar_one()
+    return number
 
 
 def _surveyed(engine: Engine | Connection, table: Table) -> Sequence[Row[Any]]:

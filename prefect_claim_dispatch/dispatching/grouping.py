@@ -22,53 +22,45 @@ MOST_AUTOMATICALLY = 500
 """Rows in a run of ``rows_per_run="auto"``: more would save the server little, and be a long line in one run."""
 
 
-Kind = tuple[int, int | None, str]
+class Size(NamedTuple):
+    """How many rows a processor wants at a time: what lanes that are claimed in one statement have in common.
+
+    *at_most*: in one claim; None for as many as its slots can start. *apart* is whatever it shares with no others: the
+    type, where a `max_running` is counted for it, or the pattern of a processor that waits for full runs.
+    """
+
+    rows_per_run: int
+    max_running: int | None = None
+    at_most: int | None = None
+    apart: str = ""
 
 
 class Part(NamedTuple):
-    """Lanes whose processors want equally many rows in a run, so that one claim of them has one right size.
-
-    With a `max_running`, all of them are of one type, which is counted when it is claimed.
-    """
+    """Lanes whose processors want equally many rows, so that one claim of them has one right size."""
 
     lanes: tuple[Lane, ...]
-    rows_per_run: int
-    max_running: int | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """What lanes that are claimed together have in common."""
-        return self.rows_per_run, self.max_running, "" if self.max_running is None else self.lanes[0].type
+    size: Size
 
 
-def _no_limit(_type: str) -> None:
-    return None
-
-
-def parts_of(
-    lanes: Iterable[Lane], rows_per_run: Callable[[str], int], max_running: Callable[[str], int | None] = _no_limit
-) -> list[Part]:
-    """*lanes*, highest priority first, in parts to be claimed one after another.
+def parts_of(lanes: Iterable[Lane], size_of: Callable[[str], Size]) -> list[Part]:
+    """*lanes*, highest priority first, in parts to be claimed one after another, by the size that each type wants.
 
     A lower priority never comes first; in one priority, the part does whose turn it is or whose lane has waited
-    longest. All of one part where they want equally many, so that nothing is claimed in two statements without need;
-    a type with a `max_running` is one by itself.
+    longest. All of one part where they want equally many, so that nothing is claimed in two statements without need.
     """
     parts: list[Part] = []
     for _, group in itertools.groupby(lanes, key=attrgetter("priority")):
-        by_kind: dict[Kind, Part] = {}
+        by_size: dict[Size, list[Lane]] = {}
         for lane in group:
-            part = Part((lane,), rows_per_run(lane.type), max_running(lane.type))
-            before = by_kind.get(part.kind)
-            by_kind[part.kind] = part if before is None else before._replace(lanes=(*before.lanes, lane))
-        # The kind that the priority before ended with goes on, if there is one, in the same claim; but out of turn it
+            by_size.setdefault(size_of(lane.type), []).append(lane)
+        # The size that the priority before ended with goes on, if there is one, in the same claim; but out of turn it
         # would keep the others waiting for ever.
-        last = parts[-1].kind if parts else None
-        for kind, part in sorted(by_kind.items(), key=lambda item: (item[1].lanes[0].turn, item[0] != last)):
-            if parts and parts[-1].kind == kind:
-                parts[-1] = part._replace(lanes=(*parts[-1].lanes, *part.lanes))
+        last = parts[-1].size if parts else None
+        for size, of_size in sorted(by_size.items(), key=lambda item: (item[1][0].turn, item[0] != last)):
+            if parts and parts[-1].size == size:
+                parts[-1] = Part((*parts[-1].lanes, *of_size), size)
             else:
-                parts.append(part)
+                parts.append(Part(tuple(of_size), size))
     return parts
 
 
@@ -102,18 +94,25 @@ class RunBudget:
         self._left = self.left - runs
 
 
+def _no_limit(_type: str) -> None:
+    return None
+
+
 class Grouping:
     """What of a claim shares a run, by what each processor says."""
 
-    def __init__(self, routing: Routing, options: LoopOptions) -> None:
+    def __init__(
+        self, routing: Routing, options: LoopOptions, at_most: Callable[[str], int | None] = _no_limit
+    ) -> None:
         self._routing = routing
+        self._at_most = at_most
         self._slots = options.concurrency
         self._budget = RunBudget(options.runs_per_second)
         self._alone: set[Processor | None] = set()
 
     def parts(self, lanes: Iterable[Lane]) -> list[Part]:
         """As `parts_of`."""
-        return parts_of(lanes, self._most, self._routing.max_running)
+        return parts_of(lanes, self._size)
 
     def started(self) -> None:
         """Count a run, whatever lane it is of: the server does not mind which."""
@@ -154,6 +153,13 @@ class Grouping:
             processor: rows_per_run_for(number, budget) if _is_automatic(processor) else _fixed(processor)
             for processor, number in due.items()
         }
+
+    def _size(self, type_: str) -> Size:
+        rows, max_running, at_most = self._most(type_), self._routing.max_running(type_), self._at_most(type_)
+        if max_running is not None:
+            return Size(rows, max_running, at_most, type_)
+        processor = self._routing.match(type_)
+        return Size(rows, None, at_most, "" if processor is None or at_most is None else processor.pattern)
 
     def _most(self, type_: str) -> int:
         processor = self._routing.match(type_)

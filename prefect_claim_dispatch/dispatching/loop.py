@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from sqlalchemy import Engine, Table
@@ -19,6 +19,7 @@ from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.line import Line
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
+from prefect_claim_dispatch.dispatching.ripening import Ripening
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots
 from prefect_claim_dispatch.dispatching.strays import report_held_back, report_strays
@@ -69,7 +70,8 @@ class ClaimLoop:
         self._limits = Limits(routing, lambda: limiting.running(engine, table), self._settle_ended)
         self._outage = Outage("nothing can be claimed")
         self._slots = Slots(options.concurrency)
-        self._grouping = Grouping(routing, options)
+        self._ripening = Ripening(routing, self._count_due, slots=options.concurrency)
+        self._grouping = Grouping(routing, options, self._ripening.at_most)
         self._line = Line(routing, self._grouping, self._slots, dispatcher, keeper, tally, options=options, api=api)
 
     def run(self) -> None:
@@ -158,7 +160,10 @@ class ClaimLoop:
         elsewhere = self._routing.elsewhere(due)
         there = () if self._elsewhere is None else self._elsewhere.available(elsewhere)
         self._stranded = tuple(lane for lane in elsewhere if lane not in there)
-        return self._routing.here(due), there
+        return self._ripening.ripe(self._routing.here(due), survey.now), there
+
+    def _count_due(self, lanes: Sequence[Lane], at_most: int) -> int:
+        return claiming.count_due(self._engine, self._table, lanes, at_most=at_most)
 
     def _claim_elsewhere(self, lanes: tuple[Lane, ...]) -> int:
         if self._elsewhere is None or not lanes:
@@ -195,15 +200,13 @@ class ClaimLoop:
         taken, claimed, has_room = len(self._slots) + self._line.soon, 0, False
         left, places = self._options.limit - len(self._line), 0 if self._line.is_held else self._options.concurrency
         for part in self._grouping.parts(lanes):
-            room = min(left - claimed, (places - taken) * part.rows_per_run)
+            room = min(left - claimed, (places - taken) * part.size.rows_per_run)
             if room < 1:
                 break
             has_room = True
-            number = self._claim_part(part, room)
+            number = self._claim_part(part, room if part.size.at_most is None else min(room, part.size.at_most))
             claimed += number
-            if number == room:
-                break
-            taken += math.ceil(number / part.rows_per_run)
+            taken += math.ceil(number / part.size.rows_per_run)
         return claimed if has_room or not lanes else None
 
     def _claim_part(self, part: Part, room: int) -> int:
@@ -215,7 +218,7 @@ class ClaimLoop:
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
-            max_running=part.max_running,
+            max_running=part.size.max_running,
         )
         self._turns.serve(claimed)
         self._tally.add("claimed", len(claimed))
@@ -251,17 +254,18 @@ class ClaimLoop:
 
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""
-        remaining = stay_until - elapsed_clock()
+        unripe = self._ripening.seconds_left
+        remaining = max(stay_until - elapsed_clock(), 0.0 if unripe == math.inf else unripe)
         if remaining <= 0:
             return False
         self._slots.doze(min(self._next_due(survey), remaining))
         return True
 
     def _next_due(self, survey: Survey) -> float:
-        """Seconds until an action that has a processor here is due, or at most a poll."""
+        """Seconds until an action that has a processor here is due, or ripe, or at most a poll."""
         eligible = [lane.end_at for lane in self._routing.routable(survey.lanes) if lane.end_at > survey.now]
         next_due = min(((at - survey.now).total_seconds() for at in eligible), default=POLL)
-        return max(SHORTEST_PAUSE, min(next_due, POLL))
+        return max(SHORTEST_PAUSE, min(next_due, self._ripening.seconds_left, POLL))
 
     def _finish(self) -> None:
         self._line.finish()

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import Engine, func, select
 
 from prefect_claim_dispatch import Action, processor, testing
+from prefect_claim_dispatch.dispatching import loop as loop_module
 from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.dispatchers import OnDone
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
@@ -154,15 +155,15 @@ def test_automatic_rows_are_a_run_each_while_few_are_due(engine: Engine) -> None
     registry, dispatcher = Registry(), Witnessed()
     processor("m", registry=registry, rows_per_run="auto")(lambda: None)
 
-    add_many(engine, metrics(5))
+    add_many(engine, metrics(4))
     few = run_loop(engine, registry, dispatcher).report()
     add_many(engine, metrics(300))
     many = run_loop(engine, registry, dispatcher, limit=1_000).report()
     dispatcher.close()
 
-    assert (few.dispatched, few.runs) == (5, 5)
+    assert (few.dispatched, few.runs) == (4, 4)
     assert many.dispatched == 300
-    assert many.runs <= 12
+    assert many.runs <= 8
 
 
 def test_stop_gives_back_what_of_a_batch_has_not_begun(engine: Engine) -> None:
@@ -230,3 +231,62 @@ def test_drain_stops_at_its_limit_in_the_middle_of_a_batch(engine: Engine) -> No
     report = testing.drain(engine, registry, limit=6)
 
     assert (report.claimed, seen) == (6, [4, 2])
+
+
+def test_lingering_fills_runs_and_ends_the_wait_of_what_is_left(engine: Engine) -> None:
+    """Ten to a run, of 25: two full runs at once; the five go when they have waited, and the drain waits for them."""
+    registry, dispatcher = Registry(), Witnessed()
+
+    @processor("m", registry=registry, rows_per_run=10, linger=timedelta(seconds=2))
+    def record(payload: Metric) -> None: ...
+
+    @processor("single", registry=registry)
+    def work(action: Action) -> None: ...
+
+    add_many(engine, [*metrics(25, due_in=0.0), {"type": "single"}])
+    began = time.monotonic()
+    run_loop(engine, registry, dispatcher)
+    took = time.monotonic() - began
+    dispatcher.close()
+
+    assert sorted(map(len, dispatcher.runs)) == [1, 5, 10, 10]
+    assert len(dispatcher.runs[-1]) == 5
+    assert 1.5 < took < 20
+    assert by_status(engine) == {"processed": 26}
+
+
+def test_what_lingers_is_left_in_the_table_by_a_flow_that_claims_once(engine: Engine) -> None:
+    """It is claimed by nobody meanwhile, and the next flow takes it, when it is ripe or its run is full."""
+    registry, dispatcher = Registry(), Witnessed()
+
+    @processor("m", registry=registry, rows_per_run=10, linger=timedelta(minutes=1))
+    def record(payload: Metric) -> None: ...
+
+    add_many(engine, metrics(9, due_in=0.0))
+    run_loop(engine, registry, dispatcher, drain=False)
+    assert by_status(engine) == {"pending": 9}
+
+    add_many(engine, metrics(2, due_in=0.0))
+    run_loop(engine, registry, dispatcher, drain=False)
+    dispatcher.close()
+
+    assert list(map(len, dispatcher.runs)) == [10]
+    assert by_status(engine) == {"pending": 1, "processed": 10}
+
+
+def test_lingering_ends_with_its_time_and_not_with_the_next_poll(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop looks again when the first of what waits is ripe."""
+    registry, dispatcher = Registry(), Witnessed()
+    monkeypatch.setattr(loop_module, "POLL", 3_600.0)
+
+    @processor("m", registry=registry, rows_per_run=10, linger=timedelta(milliseconds=300))
+    def record(payload: Metric) -> None: ...
+
+    add_many(engine, metrics(2, due_in=0.0))
+    run_loop(engine, registry, dispatcher)
+    dispatcher.close()
+
+    assert list(map(len, dispatcher.runs)) == [2]
+    assert by_status(engine) == {"processed": 2}

@@ -188,3 +188,15 @@ def test_due_actions_are_counted_by_lane(engine: Engine) -> None:
 
     assert number == 4
     assert sent == ["count_due"] * 2
+
+
+def test_no_more_are_counted_than_one_wants_to_know(engine: Engine) -> None:
+    """And no lane is asked for when there are enough."""
+    add_many(engine, [{"type": "a"}] * 5 + [{"type": "b"}] * 5)
+    lanes = survey(engine, TABLE).due()
+
+    with statements_of(engine) as sent:
+        numbers = [count_due(engine, TABLE, lanes, at_most=most) for most in (3, 5, 8, 100)]
+
+    assert numbers == [3, 5, 8, 10]
+    assert sent == ["count_due"] * (1 + 1 + 2 + 2)

@@ -240,6 +240,16 @@ def test_counting_due_actions_reads_one_lane_of_the_index(backlog: Backlog, cach
     assert plan.rows_touched <= 2 * STRAYS // 4, plan.text
 
 
+@pytest.mark.parametrize("type_", ["stray.1", "nobody"])
+def test_counting_a_few_due_actions_reads_no_more(backlog: Backlog, cache: PlanCache, type_: str) -> None:
+    """Asked in each round, for what lingers."""
+    plan = backlog.explain(count_due(TABLE, bounded=True), {"type": type_, "priority": 9, "limit": 10}, cache)
+
+    assert plan.indexes <= {"ix_due"}, plan.text
+    assert not plan.kinds("Seq Scan"), plan.text
+    assert plan.rows_touched <= 3 * 10 + 1, plan.text
+
+
 @pytest.mark.parametrize("limit", [10, 500])
 def test_rescue_reads_the_oldest_leases(backlog: Backlog, cache: PlanCache, limit: int) -> None:
     """In order of the index of leases, as many as it takes."""

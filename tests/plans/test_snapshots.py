@@ -62,6 +62,7 @@ STATEMENTS: dict[str, Callable[[str], Executable]] = {
     "resume": lambda _: pause.resume(TABLE),
     "paused": lambda dialect: pause.paused(TABLE, dialect),
     "count_due": lambda _: survey.count_due(TABLE),
+    "count_due_bounded": lambda _: survey.count_due(TABLE, bounded=True),
     "rescue": lambda dialect: rescue.expired(TABLE, dialect),
     "claim_one_lane": lambda dialect: claim.claim(TABLE, dialect, (1,)),
     "claim_two_types_two_priorities_until": lambda dialect: claim.claim(TABLE, dialect, (2, 1), bounded=True),

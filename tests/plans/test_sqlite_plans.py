@@ -129,3 +129,11 @@ def test_counting_due_actions_reads_one_lane_of_the_index(engine: Engine) -> Non
     (line,) = plan_of(engine, count_due(TABLE), {"type": "type.1", "priority": 1})
 
     assert "ix_action_logs_due (type=? AND priority=? AND end_at<?)" in line
+
+
+def test_counting_a_few_due_actions_sorts_nothing(engine: Engine) -> None:
+    """They come in the index's order."""
+    plan = plan_of(engine, count_due(TABLE, bounded=True), {"type": "type.1", "priority": 1, "limit": 10})
+
+    assert "ix_action_logs_due (type=? AND priority=? AND end_at<?)" in " ".join(plan)
+    assert not [line for line in plan if "TEMP B-TREE" in line]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from prefect_claim_dispatch.claiming import Lane, RawAction
-from prefect_claim_dispatch.dispatching.grouping import Grouping, RunBudget, parts_of, rows_per_run_for
+from prefect_claim_dispatch.dispatching.grouping import Grouping, RunBudget, Size, parts_of, rows_per_run_for
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.policies import RetryPolicy
@@ -22,9 +22,9 @@ def lane(type_: str, priority: int = 0) -> Lane:
     return Lane(type=type_, priority=priority, end_at=NOW)
 
 
-def size_of(type_: str) -> int:
+def size_of(type_: str) -> Size:
     """The number in its name."""
-    return int(type_.strip("abc"))
+    return Size(int(type_.strip("abc")))
 
 
 def raw(id_: int, type_: str, fail_count: int = 0) -> RawAction:
@@ -106,7 +106,7 @@ def test_lanes_are_claimed_in_parts_of_one_size(lanes: list[tuple[str, int]], pa
     """Claimed together, either single rows would be stranded by hundreds, or batches stay nearly empty."""
     found = parts_of([lane(type_, priority) for type_, priority in lanes], size_of)
 
-    assert [([one.type for one in part.lanes], part.rows_per_run) for part in found] == parts
+    assert [([one.type for one in part.lanes], part.size.rows_per_run) for part in found] == parts
 
 
 def test_rows_of_one_processor_share_runs_in_order() -> None:
@@ -129,20 +129,20 @@ def test_rows_that_mostly_run_alone_are_claimed_as_such() -> None:
     grouped = grouping()
 
     grouped.groups([raw(1, "three", fail_count=1), raw(2, "three", fail_count=1), raw(3, "three")])
-    after_failures = grouped.parts([lane("three")])[0].rows_per_run
+    after_failures = grouped.parts([lane("three")])[0].size.rows_per_run
     grouped.groups([raw(4, "three"), raw(5, "three")])
 
-    assert (after_failures, grouped.parts([lane("three")])[0].rows_per_run) == (1, 3)
+    assert (after_failures, grouped.parts([lane("three")])[0].size.rows_per_run) == (1, 3)
 
 
 def test_automatic_rows_share_runs_when_there_are_many() -> None:
     """Singly while there are no more than slots and budget; then in no more runs than that."""
-    few = grouping().groups([raw(n, "auto") for n in range(8)])
+    few = grouping().groups([raw(n, "auto") for n in range(4)])
     many = grouping().groups([raw(n, "auto") for n in range(100)])
     poor = grouping(runs_per_second=2).groups([raw(n, "auto") for n in range(8)])
 
-    assert [len(group) for group in few] == [1] * 8
-    assert [len(group) for group in many] == [13] * 7 + [9]
+    assert [len(group) for group in few] == [1] * 4
+    assert [len(group) for group in many] == [25] * 4
     assert [len(group) for group in poor] == [4, 4]
 
 

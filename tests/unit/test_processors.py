@@ -537,6 +537,17 @@ class TestLoading:
         assert "hunter2" not in str(refused.value)
 
 
+def test_linger_that_makes_no_sense_is_refused() -> None:
+    """It needs a number to wait for, and an end that a flow without a stay can wait for."""
+    for rows in (None, "auto"):
+        with pytest.raises(RegistrationError, match="linger waits for as many actions as fill a run"):
+            registered(nothing, rows_per_run=rows, linger=timedelta(seconds=1))
+    for linger in (timedelta(0), timedelta(seconds=-1), timedelta(seconds=61), 5, True, "1s"):
+        with pytest.raises(RegistrationError, match="linger must be a timedelta above zero, and a minute at most"):
+            registered(nothing, rows_per_run=10, linger=linger)
+    assert registered(nothing, rows_per_run=10, linger=timedelta(minutes=1)).linger == timedelta(minutes=1)
+
+
 @pytest.mark.parametrize("rows", [0, -1, True, False, 1.5, "many", 10_001])
 def test_rows_per_run_that_make_no_sense_are_refused(rows: Any) -> None:
     """At import: a batch of none would never be claimed, and True is no number of rows."""
