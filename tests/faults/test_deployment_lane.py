@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -456,17 +457,43 @@ def test_parameters_that_no_run_can_have_fail_their_row_alone(engine: Engine, pr
         assert message in rows[case].errors[0]["message"], case
 
 
-def test_two_hundred_rows_become_two_hundred_runs(engine: Engine, registry: Registry, deployed: Deployed) -> None:
-    """In bulk, 100 a call, and read back 200 a page. A thousand does the same five times over."""
-    ids = add_many(engine, [{"type": TYPE}] * 200)
+def test_thousand_rows_become_a_thousand_runs_and_end(engine: Engine, registry: Registry, deployed: Deployed) -> None:
+    """In bulk, 100 a call, and read back 200 a page; each run is of one row, and each row has the end of its run."""
+    ids = add_many(engine, [{"type": TYPE}] * 1_000)
 
-    reports = [look(engine, registry), look(engine, registry)]
+    reports = [look(engine, registry) for _ in range(10)]
 
-    assert [report.dispatched for report in reports] == [100, 100]
-    runs = deployed.runs()
-    assert len(runs) == 200
-    assert {operations.get(engine, id_).run_id for id_ in ids[:3]} <= {run["id"] for run in runs}
-    assert len({row.run_id for row in operations.find(engine, limit=None)}) == 200
+    assert [report.dispatched for report in reports] == [100] * 10
+    runs = {run["id"] for run in deployed.runs()}
+    assert len(runs) == 1_000
+    assert {row.run_id for row in operations.find(engine, limit=None)} == runs
+    cancelled, *completed = (str(operations.get(engine, id_).run_id) for id_ in ids)
+    deployed.set_state(cancelled, "CANCELLED")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda run_id: deployed.set_state(run_id, "COMPLETED"), completed))
+    while look(engine, registry).processed:
+        pass
+    assert by_status(engine) == {"processed": 999, "cancelled": 1}
+    assert operations.get(engine, ids[0]).status == "cancelled"
+    assert len(deployed.runs()) == 1_000
+
+
+def test_no_more_runs_than_the_limit_at_a_time(engine: Engine, deployed: Deployed) -> None:
+    """Whichever flow looks: the next run is created when one has ended and its row is settled."""
+    registry = Registry()
+    deployment_processor(TYPE, deployment=deployed.name, registry=registry, max_running=2)
+    add_many(engine, [{"type": TYPE}] * 5)
+
+    created = [look(engine, registry).dispatched for _ in range(3)]
+    assert created == [2, 0, 0]
+    for number in range(5):
+        assert by_status(engine)["claimed"] <= 2
+        *_, oldest = operations.find(engine, status="claimed")
+        deployed.set_state(oldest.run_id, "COMPLETED" if number else "FAILED")
+        look(engine, registry)
+
+    assert by_status(engine) == {"claimed": 1, "processed": 4}
+    assert len(deployed.runs()) == 6
 
 
 def test_server_without_bulk_creation_gets_them_one_by_one(
