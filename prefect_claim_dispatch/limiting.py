@@ -24,7 +24,7 @@ def running(engine: Engine | Connection, table: Table) -> Mapping[str, int]:
         return _running(connection, table)
 
 
-def room(connection: Connection, table: Table, type_: str, max_running: int, *, is_joined: bool = False) -> int:
+def room(connection: Connection, table: Table, type_: str, max_running: int, *, is_joined: bool) -> int:
     """How many actions of *type_* may be claimed in this transaction; 0 also while another counts them.
 
     Holds until the transaction ends, and on PostgreSQL for no longer than it is idle for `LONGEST_IDLE`: then the

@@ -73,6 +73,7 @@ def test_claim_takes_highest_priority_then_earliest_then_lowest_id(engine: Engin
     claimed = claim_due(engine)
 
     assert [raw.id for raw in claimed] == [first, urgent, early, twin, later]
+    assert [raw.priority for raw in claimed] == [9, 5, 0, 0, 0]
 
 
 def test_order_holds_across_types(engine: Engine) -> None:
@@ -96,6 +97,24 @@ def test_order_holds_across_types(engine: Engine) -> None:
         taken += [raw.id for raw in claimed]
 
     assert taken == wanted
+
+
+def test_lane_whose_turn_it_is_comes_before_what_waited_longer(engine: Engine) -> None:
+    """Within one priority: the higher one is not served later for it."""
+    flood = Lane(type="flood", priority=0, end_at=LONG_AGO, turn=1)
+    waiting = Lane(type="waiting", priority=0, end_at=LONG_AGO)
+    urgent = Lane(type="urgent", priority=1, end_at=LONG_AGO, turn=2)
+    add_many(
+        engine, [{"type": "flood", "end_at": LONG_AGO}] * 3 + [{"type": "waiting"}, {"type": "urgent", "priority": 1}]
+    )
+
+    taken = [
+        raw.type
+        for _ in range(3)
+        for raw in claiming.claim(engine, TABLE, [flood, waiting, urgent], limit=1, lease=LEASE, claimed_by="run")
+    ]
+
+    assert taken == ["urgent", "waiting", "flood"]
 
 
 def test_claim_takes_no_more_than_its_limit(engine: Engine) -> None:

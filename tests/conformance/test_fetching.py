@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
@@ -11,9 +11,10 @@ from prefect_claim_dispatch import fetching, outstanding
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.outcomes import Released
 from prefect_claim_dispatch.settling import settle
-from tests.kit.tables import TABLE, add, change, claim_due, expire_leases, row, verdicts
+from tests.kit.tables import TABLE, add, change, claim_due, expire_leases, row, seconds_from_now, verdicts
 
 LEASE = timedelta(minutes=5)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def claimed(engine: Engine, number: int = 1) -> list[RawAction]:
@@ -50,6 +51,19 @@ def test_same_run_begins_its_row_once(engine: Engine) -> None:
     assert begun(engine, raws) == [raws[0].id]
     assert begun(engine, raws) == []
     assert begun(engine, raws, "another run") == []
+
+
+def test_lease_begins_anew_with_the_work(engine: Engine) -> None:
+    """What waited in a cluster's queue has used up some of it; and an operator sees when it began."""
+    (raw,) = claimed(engine)
+    change(engine, raw.id, updated_at=LONG_AGO, lease_expires_at=seconds_from_now(20))
+    before = row(engine, raw.id).lease_expires_at
+
+    begun(engine, [raw])
+
+    after = row(engine, raw.id)
+    assert after.lease_expires_at - before > LEASE / 2
+    assert after.updated_at > LONG_AGO
 
 
 def test_lost_claim_is_not_begun(engine: Engine) -> None:

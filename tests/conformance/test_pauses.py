@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
-from prefect_claim_dispatch import claiming, engines, operations, processor, publish, testing
+from prefect_claim_dispatch import claiming, engines, operations, processor, publish, surveying, testing
 from prefect_claim_dispatch.cli import run as command
 from prefect_claim_dispatch.diagnosing.examining import Patient, examine
 from prefect_claim_dispatch.diagnosing.findings import Finding, Level
-from prefect_claim_dispatch.errors import InvalidTypeError, SchemaMissingError
+from prefect_claim_dispatch.errors import DatabaseError, InvalidTypeError, SchemaMissingError
 from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.rescuing import rescue
@@ -171,6 +172,35 @@ def test_table_without_pauses_works_as_before(without_pauses: Engine, dispatcher
     assert report.processed == 2
     with pytest.raises(SchemaMissingError, match="action_logs_paused"):
         operations.pause(without_pauses, "a")
+
+
+def test_table_without_pauses_is_asked_for_them_seldom_and_notices_them(
+    without_pauses: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time in vain is an error in the server's log; and what is made meanwhile holds from then on."""
+    add(without_pauses)
+    with statements_of(without_pauses) as sent:
+        for _ in range(3):
+            assert due_types(without_pauses) == ["a"]
+    assert sent == ["survey"] * (1 + 3)  # the first was in vain
+
+    pauses_table(TABLE.name).create(without_pauses)
+    operations.pause(without_pauses, "a")
+    assert due_types(without_pauses) == ["a"]
+    monkeypatch.setattr(surveying, "ASK_AGAIN_SECONDS", 0.0)
+    assert due_types(without_pauses) == []
+
+
+def test_pauses_that_can_not_be_read_are_not_taken_for_none(without_pauses: Engine) -> None:
+    """A table of another shape, or one that may not be read: what an operator has stopped must not go on for it."""
+    with without_pauses.begin() as connection:
+        connection.execute(text("CREATE TABLE action_logs_paused (kind text)"))
+    add(without_pauses)
+
+    with pytest.raises(DatabaseError):
+        claiming.survey(without_pauses, TABLE)
+    with pytest.raises((DatabaseError, DBAPIError)), without_pauses.begin() as connection:
+        claiming.survey(connection, TABLE)
 
 
 def test_table_without_pauses_does_not_spoil_a_transaction(without_pauses: Engine) -> None:

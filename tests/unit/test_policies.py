@@ -103,6 +103,20 @@ def test_each_outcome_has_its_verdict(
     assert settlement.outcome is outcome
 
 
+def test_crash_that_prefect_tells_of_is_told_in_its_words() -> None:
+    """Of a deployment's run more is known than that a lease is over."""
+    told = settlement_for(Crashed(claimed_by="run", reason="the pod was evicted"), FRESH, POLICY)
+    unexplained = settlement_for(Crashed(claimed_by="run"), LAST, POLICY)
+
+    assert (told.status, told.fail_count) == ("pending", 1)
+    assert [told.errors[-1][key] for key in ("kind", "type", "message")] == [
+        "crashed",
+        "RunCrashed",
+        "the pod was evicted",
+    ]
+    assert unexplained.errors[-1]["type"] == "LeaseExpired"
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 def test_only_what_waits_gets_a_delay(outcome: Outcome) -> None:
     """A terminal row keeps its `end_at`, and a released one is due as before.
