@@ -75,6 +75,7 @@ FAR = (
     SURVEY,
     LIMITS,
     PAUSES,
+    "tests/conformance/test_outstanding.py",
     "tests/faults/test_mutants.py",
     "tests/faults/test_lost_acknowledgements.py",
     "tests/conformance/test_interleavings.py",
