@@ -14,6 +14,7 @@ import httpx
 
 from prefect_claim_dispatch.dispatching.batches import Batch, end_of
 from prefect_claim_dispatch.dispatching.flow_runs import api
+from prefect_claim_dispatch.dispatching.grouping import RunBudget
 from prefect_claim_dispatch.errors import PrefectUnavailableError
 from prefect_claim_dispatch.outcomes import redacted
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 100
 """Artifacts that wait to be sent; with a server that is slower than that, the newest are left out."""
+
+PER_SECOND: Final = 2
+"""Artifacts of batches in which all went well: each costs the server as much as a task run, and a flood has dozens."""
 
 END_SECONDS: Final = 5.0
 """So long the end of a flow waits for those that are on their way."""
@@ -38,15 +42,21 @@ class Artifacts:
     def __init__(self) -> None:
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
         self._lock = threading.Lock()
+        self._budget = RunBudget(PER_SECOND)
         self._thread: threading.Thread | None = None
 
     def tell(self, batch: Batch, *, task_run_id: str) -> None:
         """Have it told on the page of the task run how the actions of *batch*, if there are several, ended.
 
-        Does not wait. Call it in the context of the run, for its settings.
+        Left out where all went well and many others did in this second: its name and log say the same. Does not wait.
+        Call it in the context of the run, for its settings.
         """
         if len(batch.works) < 2:  # noqa: PLR2004 - one has its own page
             return
+        with self._lock:
+            if self._budget.left < 1 and not batch.failed:
+                return
+            self._budget.spend(1)
         document = {
             "type": "markdown",
             "description": batch.summary,

@@ -98,7 +98,8 @@ def test_artifacts_beyond_what_may_wait_are_left_out(
 ) -> None:
     """A server that is slower than the batches must not fill the memory."""
     monkeypatch.setattr(artifacts, "END_SECONDS", 0.1)
-    batch = batch_of("a", "a")
+    batch = batch_of("a", "bad")
+    batch.run("run")
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         sending = Artifacts()
         for _ in range(artifacts.MOST_WAITING + 3):
@@ -106,3 +107,19 @@ def test_artifacts_beyond_what_may_wait_are_left_out(
         sending.close()
 
     assert "is left out" in caplog.text
+
+
+def test_flood_of_good_news_is_told_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dozens of batches a second would cost the server as many requests; what failed is told always."""
+    monkeypatch.setattr("prefect_claim_dispatch.dispatching.grouping.elapsed_clock", lambda: 0.0)
+    good, bad = batch_of("a", "a"), batch_of("a", "bad")
+    told: list[str] = []
+    for batch in (good, bad):
+        batch.run("run")
+    sending = Artifacts()
+    monkeypatch.setattr(sending, "_send_all", lambda: None)
+    monkeypatch.setattr(sending._waiting, "put_nowait", lambda document: told.append(document["description"]))
+    for batch in (good, good, good, bad, good, bad):
+        sending.tell(batch, task_run_id="11111111-1111-1111-1111-111111111111")
+
+    assert told == [good.summary] * artifacts.PER_SECOND + [bad.summary] * 2
