@@ -82,7 +82,7 @@ inline take(r, me, c) {
   row[r].lease = LEASE;
   row[r].holder = me;
   row[r].has_begun = false;
-  if                                              /* claimed to begin at once, or for another deployment */
+  if                                              /* claimed to begin at once, or read ahead */
   :: row[r].may_begin = true
   :: row[r].may_begin = false
   fi;

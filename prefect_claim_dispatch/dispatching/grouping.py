@@ -106,7 +106,7 @@ class Grouping:
     ) -> None:
         self._routing = routing
         self._at_most = at_most
-        self._slots = options.concurrency
+        self._soon = options.concurrency + options.read_ahead
         self._budget = RunBudget(options.runs_per_second)
         self._alone: set[Processor | None] = set()
 
@@ -148,7 +148,7 @@ class Grouping:
         self._alone.update(processor for processor in tried if 2 * tried[processor] > number[processor])
 
     def _sizes(self, due: Mapping[Processor | None, int]) -> dict[Processor | None, int]:
-        budget = min(self._budget.left, self._slots)
+        budget = min(self._budget.left, self._soon)
         return {
             processor: rows_per_run_for(number, budget) if _is_automatic(processor) else _fixed(processor)
             for processor, number in due.items()

@@ -184,7 +184,7 @@ class ClaimLoop:
         return is_done and self._keeper.flush(timeout=5.0)
 
     def _claim(self, lanes: tuple[Lane, ...]) -> int | None:
-        """Claim from *lanes* what can start at once, and start what may; how many were claimed, None without room."""
+        """Claim from *lanes* what can start soon, and start what may; how many were claimed, None without room."""
         if lanes and self._api is not None:
             self._api.require()
         number = self._claim_parts(self._turns.given(lanes))
@@ -192,24 +192,29 @@ class ClaimLoop:
         return number
 
     def _claim_parts(self, lanes: tuple[Lane, ...]) -> int | None:
-        """Claim from *lanes* until the slots are taken; returns how many, None if there was room for none.
-
-        Nothing is claimed to wait for a slot: a crash would strand it, another flow could have run it, and before it
-        began the table would have to be told, which takes as long as a claim.
-        """
+        """Claim from *lanes* until no more can start soon; returns how many, None if there was room for none."""
         taken, claimed, has_room = len(self._slots) + self._line.soon, 0, False
         left, places = self._options.limit - len(self._line), 0 if self._line.is_held else self._options.concurrency
         for part in self._grouping.parts(lanes):
-            room = min(left - claimed, (places - taken) * part.size.rows_per_run)
+            size = part.size
+            room = min(left - claimed, self._options.room(taken, size.rows_per_run))
             if room < 1:
                 break
+            at_once = max(0, places - taken) * size.rows_per_run
+            if size.max_running is not None:
+                room = min(room, at_once)  # what waits here would keep another flow from running it
+                if room < 1:
+                    continue
             has_room = True
-            number = self._claim_part(part, room if part.size.at_most is None else min(room, part.size.at_most))
+            room = room if size.at_most is None else min(room, size.at_most)
+            number = self._claim_part(part, min(room, at_once), may_begin=True)
+            if number == at_once:
+                number += self._claim_part(part, room - number, may_begin=False)
             claimed += number
-            taken += math.ceil(number / part.size.rows_per_run)
+            taken += math.ceil(number / size.rows_per_run)
         return claimed if has_room or not lanes else None
 
-    def _claim_part(self, part: Part, room: int) -> int:
+    def _claim_part(self, part: Part, room: int, *, may_begin: bool) -> int:
         claimed = claiming.claim(
             self._engine,
             self._table,
@@ -218,6 +223,7 @@ class ClaimLoop:
             lease=self._options.lease,
             claimed_by=self._options.claimed_by,
             until=self._options.until,
+            may_begin=may_begin,
             max_running=part.size.max_running,
         )
         self._turns.serve(claimed)

@@ -43,3 +43,20 @@ class LoopOptions:
     def soon(self) -> float:
         """Seconds in which the table is written; what takes longer is looked at from the next round."""
         return self.lease.total_seconds() / 8
+
+    @property
+    def read_ahead(self) -> int:
+        """Claims that wait for a slot, so that none stands empty while the next claim is made.
+
+        A crash strands as many.
+        """
+        return max(4, self.concurrency // 2)
+
+    def room(self, taken: int, rows_per_run: int) -> int:
+        """How many rows can start soon, where *taken* runs have a slot, or wait for one, already.
+
+        No batch is read ahead: it is many rows, and what is claimed to begin at once needs no other statement before.
+        """
+        if rows_per_run == 1:
+            return self.concurrency + self.read_ahead - taken
+        return max(0, self.concurrency - taken) * rows_per_run

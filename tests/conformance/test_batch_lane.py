@@ -108,8 +108,8 @@ def test_rows_together_are_one_call(engine: Engine) -> None:
     assert by_status(engine) == {"processed": 6, "dead": 2}
 
 
-def test_no_more_is_claimed_than_can_start(engine: Engine) -> None:
-    """Slots times rows; nothing of either lane waits here for a slot, where another flow could have run it."""
+def test_no_more_is_claimed_than_can_start_soon(engine: Engine) -> None:
+    """Slots times rows; of types that need a run each, no more than without batches: here, what is read ahead."""
     registry, dispatcher = Registry(), Witnessed()
     most, go_on = list[int](), threading.Event()
 
@@ -122,6 +122,7 @@ def test_no_more_is_claimed_than_can_start(engine: Engine) -> None:
 
     def look() -> None:
         wait_until(lambda: len(dispatcher.runs) >= 4, description="all slots are taken")
+        wait_until(lambda: claimed_now(engine) >= 44, description="what is read ahead is claimed")
         time.sleep(0.3)  # for more, if more were claimed
         most.append(claimed_now(engine))
         go_on.set()
@@ -133,7 +134,7 @@ def test_no_more_is_claimed_than_can_start(engine: Engine) -> None:
     looking.join()
     dispatcher.close()
 
-    assert most == [40]
+    assert most == [44]
     assert by_status(engine) == {"processed": 240}
 
 
@@ -155,15 +156,15 @@ def test_automatic_rows_are_a_run_each_while_few_are_due(engine: Engine) -> None
     registry, dispatcher = Registry(), Witnessed()
     processor("m", registry=registry, rows_per_run="auto")(lambda: None)
 
-    add_many(engine, metrics(4))
+    add_many(engine, metrics(5))
     few = run_loop(engine, registry, dispatcher).report()
     add_many(engine, metrics(300))
     many = run_loop(engine, registry, dispatcher, limit=1_000).report()
     dispatcher.close()
 
-    assert (few.dispatched, few.runs) == (4, 4)
+    assert (few.dispatched, few.runs) == (5, 5)
     assert many.dispatched == 300
-    assert many.runs <= 8
+    assert many.runs <= 12
 
 
 def test_stop_gives_back_what_of_a_batch_has_not_begun(engine: Engine) -> None:

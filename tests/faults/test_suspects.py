@@ -103,7 +103,7 @@ def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
 def test_row_that_surely_never_began_loses_no_attempt(
     engine: Engine, start_flow: StartFlow, ledger: Ledger, type_: str, at_stake: int
 ) -> None:
-    """Killed without a signal: what had a slot may have begun and is counted; nothing was claimed to wait for one."""
+    """Killed without a signal: what had a slot may have begun and is counted; what only waited for one is not."""
     publish_all(engine, [type_] * 20)
     flow = start_flow()
     wait_until(lambda: begun(ledger) >= 4, description="all slots are taken", timeout=60)
@@ -120,7 +120,8 @@ def test_row_that_surely_never_began_loses_no_attempt(
     assert charged >= {entry.id for entry in ledger.read().entries if entry.what == "begin"}
     assert {str(row.status) for row in rows} == {"pending"}
     if type_ == "k.long":
-        assert claimed == charged == {entry.id for entry in ledger.read().entries if entry.what == "begin"}
+        assert len(claimed - charged) == 4  # read ahead
+        assert charged == {entry.id for entry in ledger.read().entries if entry.what == "begin"}
 
 
 def begun(ledger: Ledger) -> int:

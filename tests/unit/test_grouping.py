@@ -137,12 +137,12 @@ def test_rows_that_mostly_run_alone_are_claimed_as_such() -> None:
 
 def test_automatic_rows_share_runs_when_there_are_many() -> None:
     """Singly while there are no more than slots and budget; then in no more runs than that."""
-    few = grouping().groups([raw(n, "auto") for n in range(4)])
+    few = grouping().groups([raw(n, "auto") for n in range(8)])
     many = grouping().groups([raw(n, "auto") for n in range(100)])
     poor = grouping(runs_per_second=2).groups([raw(n, "auto") for n in range(8)])
 
-    assert [len(group) for group in few] == [1] * 4
-    assert [len(group) for group in many] == [25] * 4
+    assert [len(group) for group in few] == [1] * 8
+    assert [len(group) for group in many] == [13] * 7 + [9]
     assert [len(group) for group in poor] == [4, 4]
 
 
