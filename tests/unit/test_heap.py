@@ -58,4 +58,5 @@ def test_what_an_application_froze_stays_frozen() -> None:
     with heap.frozen():
         pass
 
-    assert gc.get_freeze_count() >= before - 10
+    # Not all of them: what other tests left is freed by its last reference, frozen or not.
+    assert gc.get_freeze_count() >= before * 0.99
