@@ -211,6 +211,8 @@ class ClaimLoop:
             if number == at_once:
                 number += self._claim_part(part, room - number, may_begin=False)
             claimed += number
+            if number == room and size.at_most is None:
+                break
             taken += math.ceil(number / size.rows_per_run)
         return claimed if has_room or not lanes else None
 
