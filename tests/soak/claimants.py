@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -30,7 +31,7 @@ from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.settings import load
 from tests.kit.ledger import Ledger
 from tests.soak.notes import Notes
-from tests.soak.scenario import Part
+from tests.soak.scenario import STACKS, Part
 from tests.soak.witness import watch
 
 PROCESSORS = "tests.soak.processors"
@@ -115,6 +116,7 @@ def claim_by_flow(part: Part) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.register(STACKS, all_threads=True)  # one that is told to end and goes on is asked why
     told = Part.of_environment()
     watch(Ledger(told.ledger), Notes(told.notes))
     {"loop": claim_by_loop, "flow": claim_by_flow}[sys.argv[1]](told)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 MOST_ROWS = 60_000
+STACKS = signal.SIGUSR1
+"""Has a claimant write what each of its threads does to its standard error."""
 Database = Literal["sqlite", "postgresql"]
 PER_SECOND: dict[Database, float] = {"postgresql": 32.0, "sqlite": 10.0}
 CLAIMANTS: dict[Database, int] = {"postgresql": 4, "sqlite": 3}

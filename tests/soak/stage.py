@@ -18,7 +18,7 @@ from tests.kit import postgres
 from tests.kit.ledger import VARIABLE
 from tests.kit.processes import Child, Processes, children
 from tests.kit.proxy import Proxy
-from tests.soak.scenario import Part, Scenario
+from tests.soak.scenario import STACKS, Part, Scenario
 
 COMMANDS = {
     "loop": ("tests.soak.claimants", "loop"),
@@ -131,7 +131,12 @@ class Stage:
                 member.child.resume()
             member.child.send(signal.SIGTERM)
         for member in chosen:
-            member.child.wait(60)
+            try:
+                member.child.wait(60)
+            except AssertionError:
+                member.child.send(STACKS)
+                time.sleep(1)
+                raise AssertionError(member.child.told) from None
         self.members = [member for member in self.members if member.kind not in kinds]
 
     def _start(self, name: str, kind: str, life: int) -> Child:
