@@ -82,7 +82,8 @@ class _Watchman:
     """One thread for the process: it looks at what is lent, and ends what was not given back in time."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered itself: `Condition.__enter__` keeps it where a signal's handler raises
+        self._changed = threading.Condition(self._lock)
         self._loans: dict[int, _Loan] = {}
         self._wakes_at = -math.inf
         self._thread: threading.Thread | None = None
@@ -90,7 +91,7 @@ class _Watchman:
     def lend(self, record: Any, connection: Any, seconds: float) -> None:
         """Watch *connection* until it is given back."""
         ends_at = elapsed_clock() + seconds
-        with self._changed:
+        with self._lock:
             self._loans[id(record)] = _Loan(connection, ends_at)
             if self._thread is None or not self._thread.is_alive():  # the second in the child of a fork
                 self._thread = threading.Thread(target=self._run, name="claim-dispatch-deadlines", daemon=True)
@@ -101,12 +102,12 @@ class _Watchman:
     def give_back(self, record: Any) -> None:
         """It has been given back, or given up."""
         if self._loans:  # without the lock: what was lent here is seen, and nearly always there is nothing
-            with self._changed:
+            with self._lock:
                 self._loans.pop(id(record), None)
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._wakes_at = min((loan.ends_at for loan in self._loans.values()), default=math.inf)
                 pause = self._wakes_at - elapsed_clock()
                 if pause > 0:

@@ -54,9 +54,9 @@ class Keeper:
         self._table = table
         self._lease = lease
         self._tally = tally
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._written = threading.Condition(lock)
+        self._lock = threading.RLock()  # entered itself: `Condition.__enter__` keeps it where a signal's handler raises
+        self._changed = threading.Condition(self._lock)
+        self._written = threading.Condition(self._lock)
         # Dictionaries of what is there already, and no object for each claim: at full speed there are 50,000 a second.
         self._held: dict[Key, RawAction] = {}
         self._marks = Marks()
@@ -80,7 +80,7 @@ class Keeper:
 
     def hold(self, claimed: Iterable[RawAction]) -> None:
         """Keep the leases of *claimed* alive until each is settled."""
-        with self._changed:
+        with self._lock:
             self._held.update({(raw.id, raw.claim_count): raw for raw in claimed})
         if self._held and self._thread is None:
             self._start()
@@ -93,7 +93,7 @@ class Keeper:
         is lost.
         """
         keys = [(raw.id, raw.claim_count) for raw in claimed]
-        with self._changed:
+        with self._lock:
             for key in keys:
                 if key in self._held and key not in self._verdicts and key not in self._marks:
                     self._marks.note(key, run_id)
@@ -117,14 +117,14 @@ class Keeper:
 
     def begin(self, key: Key, run_id: str) -> None:
         """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
-        with self._changed:
+        with self._lock:
             if key in self._held and key not in self._verdicts and self._marks.note(key, run_id):
                 self._note_arrival()
 
     def settle(self, settlement: Settlement) -> None:
         """Have *settlement* written within a fraction of a second; the first verdict on a claim counts."""
         key = settlement.id, settlement.claim_count
-        with self._changed:
+        with self._lock:
             if key in self._held and key not in self._verdicts:
                 self._verdicts[key] = settlement
                 self._marks.leave_to_verdict(key)
@@ -140,7 +140,7 @@ class Keeper:
 
         Unless *patiently*, no longer than until one could not be written.
         """
-        with self._changed:
+        with self._lock:
             if self._verdicts:
                 self._hurry()
             self._written.wait_for(lambda: not self._verdicts or (self._outage.is_on and not patiently), timeout)
@@ -151,7 +151,7 @@ class Keeper:
 
         Claims without a verdict are left to their leases.
         """
-        with self._changed:
+        with self._lock:
             self._is_closing = True
             self._changed.notify_all()
         if self._thread is not None:
@@ -185,7 +185,7 @@ class Keeper:
 
     def _write_until_closed(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 # Asked again at every arrival: it is due before the pause that was begun without it is over.
                 while (pause := self._pause()) > 0:
                     self._changed.wait(pause)
@@ -208,7 +208,7 @@ class Keeper:
         if elapsed_clock() < self._retry_at:
             return
         try:
-            with self._changed:
+            with self._lock:
                 # What arrives from now on waits for company anew; and no mark is written before an older verdict.
                 self._oldest_at = None
                 batches, marks = math.ceil(len(self._verdicts) / BATCH), self._marks.first(BATCH)
@@ -223,7 +223,7 @@ class Keeper:
             self._retry_at = elapsed_clock() + min(self._outage.failed(error), self._lease.total_seconds() / 4)
             self._give_up_expired()
             self._take_last_chance()
-            with self._changed:
+            with self._lock:
                 self._written.notify_all()
         else:
             self._outage.ended()
@@ -231,14 +231,14 @@ class Keeper:
 
     def _take_last_chance(self) -> None:
         """Try again before the first lease of a verdict ends, however long the pauses have become."""
-        with self._changed:
+        with self._lock:
             self._oldest_at = self._oldest_at or elapsed_clock()  # what could not be written has waited enough
             ends = [self._held[key].lease.expires - LAST_CHANCE for key in self._verdicts]
             now = elapsed_clock()
             self._retry_at = min([self._retry_at, *(end for end in ends if end > now)])
 
     def _settle_batch(self) -> None:
-        with self._changed:
+        with self._lock:
             batch = one_of_each_action(dict(itertools.islice(self._verdicts.items(), BATCH)))
             run_ids = self._marks.of_actions(batch)
         if not batch:
@@ -264,7 +264,7 @@ class Keeper:
                 self._lose(raw, settlement)
         self._tally.settled(taken)
         # Forgotten last: whoever waits for the verdicts then finds them counted.
-        with self._changed:
+        with self._lock:
             for key in batch:
                 del self._verdicts[key], self._held[key]
                 self._marks.forget(key)
@@ -282,25 +282,25 @@ class Keeper:
         )
 
     def _mark_batch(self, marks: Iterable[Key]) -> None:
-        with self._changed:
+        with self._lock:
             runs = self._marks.to_write(marks)
         if not runs:
             return
         begun = claiming.begin(self._engine, self._table, [(*key, run_id) for key, run_id in runs.items()])
-        with self._changed:
+        with self._lock:
             self._lose_others(runs, begun)
             self._marks.written(runs)
             self._written.notify_all()
 
     def _note_rest(self) -> None:
         """What was too much for this time is written next time."""
-        with self._changed:
+        with self._lock:
             if self._oldest_at is None and (self._verdicts or self._marks):
                 self._oldest_at = elapsed_clock()
 
     def _renew(self) -> None:
         """Prolong every lease that is still wanted; the ones that the table did not prolong are lost."""
-        with self._changed:
+        with self._lock:
             wanted = {key: raw for key, raw in self._held.items() if key not in self._verdicts and not raw.lease.lost}
         sent_at = elapsed_clock()
         renewed = claiming.renew(self._engine, self._table, list(wanted), lease=self._lease)
@@ -320,7 +320,7 @@ class Keeper:
 
     def _give_up_expired(self) -> None:
         """Drop verdicts whose lease is over: the action will be done again, so say it loudly."""
-        with self._changed:
+        with self._lock:
             now = elapsed_clock()
             expired = {key: verdict for key, verdict in self._verdicts.items() if now >= self._held[key].lease.expires}
             self._marks.keep(lambda key: self._held[key].lease.holds)

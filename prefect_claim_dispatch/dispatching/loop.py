@@ -21,6 +21,7 @@ from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.ripening import Ripening
 from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.signals import Signals
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots
 from prefect_claim_dispatch.dispatching.strays import report_held_back, report_strays
 from prefect_claim_dispatch.dispatching.turns import Turns
@@ -69,7 +70,8 @@ class ClaimLoop:
         self._turns = Turns()
         self._limits = Limits(routing, lambda: limiting.running(engine, table), self._settle_ended)
         self._outage = Outage("nothing can be claimed")
-        self._slots = Slots(options.concurrency)
+        self._signals = Signals()
+        self._slots = Slots(options.concurrency, self._signals)
         self._ripening = Ripening(routing, self._count_due, slots=options.concurrency)
         self._grouping = Grouping(routing, options, self._ripening.at_most)
         self._line = Line(routing, self._grouping, self._slots, dispatcher, keeper, tally, options=options, api=api)
@@ -85,10 +87,10 @@ class ClaimLoop:
             PrefectUnavailableError: so was the API.
         """
         stay_until = elapsed_clock() + self._options.stay.total_seconds()
-        with answered_in_time(self._options.lease):
+        with answered_in_time(self._options.lease), self._signals.held():
             with self._woken():
                 while self._goes_on(stay_until):
-                    pass
+                    self._signals.heed()
             self._finish()
             report_strays(self._engine, self._table, self._tally, self._strays())
             report_held_back(self._engine, self._table, self._tally, self._held_back())

@@ -7,6 +7,7 @@ one, a moment and a fault::
     settle:after:stop            SIGSTOP oneself once it was executed, its transaction still open
     claim:after-commit:kill      ... once the COMMIT of a transaction with that statement has returned
     renew:before:raise:3         raise `FailpointError`, the third time only
+    claim:after-commit:tell      SIGTERM oneself, as whoever ends a process politely does
     settle:after:call            call what was put into `called`, for faults that only one test needs
 
 Importing this module arms it when the variable is set, so a child process needs no more than to import it, as one of
@@ -32,7 +33,7 @@ OPTION: Final = "claim_dispatch_statement"
 MEMORY: Final = "failpoint_statements"  # in Connection.info: the named statements of the open transaction
 
 Moment = Literal["before", "after", "after-commit"]
-Fault = Literal["kill", "raise", "stop", "call"]
+Fault = Literal["kill", "raise", "stop", "tell", "call"]
 
 
 class FailpointError(Exception):
@@ -60,7 +61,7 @@ class Failpoint:
         statement, moment, fault, nth = (*text.split(":"), "1")[:4] if text.count(":") in (2, 3) else ("",) * 4
         is_known = moment in get_args(Moment) and fault in get_args(Fault)
         if not (statement and is_known and nth.isdecimal() and int(nth) >= 1):
-            msg = f"failpoint must be statement:before|after|after-commit:kill|raise|stop|call[:nth], got {text!r}"
+            msg = f"failpoint must be statement:before|after|after-commit:kill|raise|stop|tell|call[:nth], got {text!r}"
             raise ValueError(msg)
         return cls(statement=statement, moment=cast("Moment", moment), fault=cast("Fault", fault), nth=int(nth))
 
@@ -80,6 +81,8 @@ class Failpoint:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "tell":
+                os.kill(os.getpid(), signal.SIGTERM)
             case "call":
                 called()
             case "raise":

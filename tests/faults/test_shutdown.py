@@ -131,6 +131,22 @@ def test_second_ctrl_c_does_not_wait_for_what_runs(
     assert {error["kind"] for row in rows for error in row.errors} == {"crashed"}
 
 
+def test_flow_that_is_told_as_its_claim_commits_gives_it_back(
+    engine: Engine, children: Processes, environment: dict[str, str]
+) -> None:
+    """What it has claimed is not forgotten because of the moment: no attempt is burnt, no lease waited for."""
+    command = ("-c", "import tests.faults.failpoints, prefect_claim_dispatch.cli as cli; cli.main()", "run", "--json")
+    flow = children.python(*command, env={**environment, "CLAIM_DISPATCH_FAILPOINT": "claim:after-commit:tell"})
+
+    code = flow.wait(90)
+
+    rows = operations.find(engine, limit=None)
+    assert code in {143, -signal.SIGTERM}, flow.told
+    assert {row.claim_count for row in rows} == {0, 1}, "the failpoint was not reached"
+    assert {str(row.status) for row in rows} <= {"pending", "processed"}
+    assert {row.fail_count for row in rows} == {0}
+
+
 def deploy(server: PrefectServer, name: str) -> str:
     """The id of a deployment of the repository's flow, in the pool of that name.
 
