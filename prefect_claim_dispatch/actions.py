@@ -13,6 +13,7 @@ MAX_TYPE_LENGTH = 120
 MAX_KEY_LENGTH = 255
 RESERVED_RULES = "__rules"
 RESERVED_META = "__meta"
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class ActionStatus(StrEnum):
@@ -35,8 +36,7 @@ def elapsed_clock() -> float:
 
     Leases are judged locally by this clock: a suspended laptop must not believe that its lease still holds.
     """
-    boottime = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -79,7 +79,7 @@ class Processor:
     deployment: Deployment | None = None
     concurrency_limits: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def function(self) -> Callable[..., Any]:
         """The author's function itself."""
         return function_of(self.source)

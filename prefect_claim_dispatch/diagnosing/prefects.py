@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -20,15 +19,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL
 
 from prefect_claim_dispatch.diagnosing.facts import DeploymentFacts
 from prefect_claim_dispatch.diagnosing.findings import Finding, failure, fine, warning
 from prefect_claim_dispatch.diagnosing.schedules import judge_deployments
+from prefect_claim_dispatch.dispatching.reaching import impatient_client
 from prefect_claim_dispatch.outcomes import redacted
 
 FLOW: Final = "claim-dispatch"
-ANSWERS_WITHIN: Final = 10.0
 MOST_LATE_RUNS: Final = 100
 NONE_IS_SET: Final = (
     "no PREFECT_API_URL is set: a claim flow would start a server of its own, where no deployment is and nobody looks"
@@ -43,7 +42,7 @@ def examine_prefect(deployments: Sequence[str] = ()) -> list[Finding]:
     if not PREFECT_API_URL.value():
         return [warning("prefect", NONE_IS_SET, "set PREFECT_API_URL, here and where the claim flow runs")]
     try:
-        with _client() as client:
+        with impatient_client() as client:
             reached = fine("prefect", f"the API answers, version {client.api_version()}")
             named, missing = _named(client, deployments)
             judged = [] if deployments and not named else judge_deployments([_facts(client, one) for one in named])
@@ -59,7 +58,7 @@ def examine_limits(names: Sequence[str]) -> list[Finding]:
     if not names or not PREFECT_API_URL.value():
         return []
     try:
-        with _client() as client:
+        with impatient_client() as client:
             findings = [finding for name in names for finding in _examine_limit(client, name)]
     except (httpx.HTTPError, RuntimeError):
         return []  # told by `examine_prefect`
@@ -76,16 +75,6 @@ def _examine_limit(client: SyncPrefectClient, name: str) -> list[Finding]:
         return []
     what = f"the global concurrency limit {name!r} is not active, and limits nothing"
     return [warning("limits", what, f"prefect global-concurrency-limit enable {name}")]
-
-
-@contextmanager
-def _client() -> Generator[SyncPrefectClient]:
-    # Prefect's own retries would take minutes, with nothing to be seen.
-    with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(httpx_settings={"timeout": ANSWERS_WITHIN}, sync_client=True) as client,
-    ):
-        yield client
 
 
 def _named(client: SyncPrefectClient, names: Sequence[str]) -> tuple[list[DeploymentResponse], list[Finding]]:

@@ -49,7 +49,7 @@ class TaskDispatcher:
         """Submit the processor's task to the task runner."""
         task = self._desk.task_for(work.processor)
         future: PrefectFuture[Any] = self._runner.submit(task, {"action": self._desk.take(work)})
-        future.add_done_callback(lambda done: on_done(work, _ended(done)))
+        future.add_done_callback(once(work, on_done, _ended))
 
 
 class FlowDispatcher:
@@ -64,7 +64,7 @@ class FlowDispatcher:
         flow = self._desk.flow_for(work.processor)
         context = contextvars.copy_context()
         future: Future[State[Any]] = self._executor.submit(context.run, _run_flow, flow, self._desk.take(work))
-        future.add_done_callback(lambda done: on_done(work, _flow_ended(done)))
+        future.add_done_callback(once(work, on_done, _flow_ended))
 
 
 class RoutingDispatcher:
@@ -114,6 +114,19 @@ class RoutingDispatcher:
         if self._handed_over is not None and processor.is_handed_over:
             return self._handed_over
         return self._tasks
+
+
+def once(work: Workload, on_done: OnDone, ended: Callable[[Any], str]) -> Callable[[Any], None]:
+    """What a future calls when it is done, and forgets *work* then.
+
+    A future of Prefect's holds what holds itself: it and all the rows of a batch would wait for a garbage collection.
+    """
+    held = [work]
+
+    def done(future: Any) -> None:
+        on_done(held.pop(), ended(future))
+
+    return done
 
 
 def _run_flow(flow: Flow[..., Any], reference: ActionReference) -> State[Any]:

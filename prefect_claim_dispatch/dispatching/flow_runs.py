@@ -13,12 +13,12 @@ from typing import Any, Final
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_claim_dispatch.actions import elapsed_clock
+from prefect_claim_dispatch.dispatching.reaching import impatient_client
 from prefect_claim_dispatch.dispatching.run_states import WITHDRAWN, RunSeen
 from prefect_claim_dispatch.errors import DeploymentNotFoundError, PrefectUnavailableError
 from prefect_claim_dispatch.outcomes import redacted
@@ -193,10 +193,7 @@ def api() -> Generator[SyncPrefectClient]:
         PrefectUnavailableError: the API can't be reached, is overloaded or refuses us.
     """
     try:
-        with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
-            get_client(httpx_settings={"timeout": ANSWERS_WITHIN}, sync_client=True) as client,
-        ):
+        with impatient_client(retries=1, answers_within=ANSWERS_WITHIN) as client:
             yield client
     except (httpx.HTTPError, RuntimeError) as error:
         reason = redacted(str(error) or type(error).__name__, 200)

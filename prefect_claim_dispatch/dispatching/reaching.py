@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import httpx
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import SettingsContext, get_settings_context
 
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.errors import PrefectUnavailableError
@@ -16,6 +19,24 @@ EVERY = 5.0
 ANSWERS_WITHIN = 10.0
 
 
+@contextmanager
+def impatient_client(*, retries: int = 0, answers_within: float = ANSWERS_WITHIN) -> Generator[SyncPrefectClient]:
+    """A client of the API that tries again *retries* times; Prefect's own would take minutes, with nothing in the log.
+
+    An answer takes *answers_within* seconds at most.
+
+    Not by `temporary_settings`, which reads every source of settings anew: 26 ms, where a copy takes 0.2.
+    """
+    now = get_settings_context()
+    client_settings = now.settings.client.model_copy(update={"max_retries": retries})
+    settings = now.settings.model_copy(update={"client": client_settings})
+    with (
+        SettingsContext(profile=now.profile, settings=settings),
+        get_client(httpx_settings={"timeout": answers_within}, sync_client=True) as client,
+    ):
+        yield client
+
+
 def require_api() -> None:
     """Ask the API for a sign of life, once and not for long: whoever claims waits for it.
 
@@ -23,11 +44,7 @@ def require_api() -> None:
         PrefectUnavailableError: there was none within 10 seconds.
     """
     try:
-        # Prefect's own retries would take minutes, with nothing in the log.
-        with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-            get_client(httpx_settings={"timeout": ANSWERS_WITHIN}, sync_client=True) as client,
-        ):
+        with impatient_client() as client:
             problem = client.api_healthcheck()
     except (httpx.HTTPError, RuntimeError) as error:
         problem = error

@@ -255,6 +255,9 @@ class Work:
         Raises:
             RunFailedError: it is a state of failure.
         """
+        if result is None:  # nearly always, and a class pattern looks at each of its classes
+            self._decide(_PROCESSED)
+            return
         match result:
             case Snooze() | Cancel():
                 self._decide(result)

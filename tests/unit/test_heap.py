@@ -15,9 +15,11 @@ from prefect_claim_dispatch import heap
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
     """Nothing is frozen before a test or after it."""
+    threshold = gc.get_threshold()
     gc.unfreeze()
     yield
     gc.unfreeze()
+    gc.set_threshold(*threshold)
 
 
 def test_what_lives_is_frozen_until_the_block_ends() -> None:
@@ -60,3 +62,23 @@ def test_what_an_application_froze_stays_frozen() -> None:
 
     # Not all of them: what other tests left is freed by its last reference, frozen or not.
     assert gc.get_freeze_count() >= before * 0.99
+
+
+def test_what_is_young_is_looked_through_seldom() -> None:
+    """And as before when the block ends, also where the flow failed."""
+    before = gc.get_threshold()
+
+    with pytest.raises(RuntimeError), heap.frozen():
+        assert gc.get_threshold() == (heap.YOUNG, *before[1:])
+        raise RuntimeError
+
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("young", [0, 50_000])
+def test_application_that_collects_less_is_left_so(young: int) -> None:
+    """By hand, or more seldom than we would."""
+    gc.set_threshold(young, 10, 10)
+
+    with heap.frozen():
+        assert gc.get_threshold()[0] == young
