@@ -14,6 +14,7 @@ from prefect_claim_dispatch.claiming import Lane, Survey
 from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
+from prefect_claim_dispatch.dispatching.flooding import Flood
 from prefect_claim_dispatch.dispatching.grouping import Grouping, Part
 from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.line import Line
@@ -68,6 +69,7 @@ class ClaimLoop:
         self._stranded: tuple[Lane, ...] = ()
         self._contended = 0
         self._turns = Turns()
+        self._flood = Flood()
         self._limits = Limits(routing, lambda: limiting.running(engine, table), self._settle_ended)
         self._outage = Outage("nothing can be claimed")
         self._signals = Signals()
@@ -127,20 +129,21 @@ class ClaimLoop:
         outstanding, ended = len(self._slots), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
         is_settled = not outstanding and self._settle_soon()
-        self._survey = survey = claiming.survey(self._engine, self._table)
+        survey, is_new = self._looked()
         here, there = self._lanes(survey)
         lanes = here + there
         if lanes or survey.has_expired_leases:
             self._check_once()
-        if survey.has_expired_leases and self._rescue():
-            return True
-        if self._elsewhere is not None and self._elsewhere.reconcile(survey) and self._options.drain:
+        if is_new and self._ended_elsewhere(survey):
             return True
         claimed_here, claimed_there = self._claim(here), self._claim_elsewhere(there)
         if not self._options.drain:
             return False
         if claimed_here or claimed_there:
             self._contended = 0
+            return True
+        if not is_new and claimed_here is not None:
+            self._flood.ended()
             return True
         self._contended += claimed_here is not None
         if lanes and claimed_here is not None and self._contended <= CONTENDED_ROUNDS:
@@ -155,6 +158,21 @@ class ClaimLoop:
         elif claimed_here is not None:
             return self._wait_for_more(survey, stay_until)
         return True
+
+    def _looked(self) -> tuple[Survey, bool]:
+        """What there is to do, and whether that was found out just now."""
+        known = self._flood.survey
+        if known is not None:
+            return known, False
+        self._survey = survey = claiming.survey(self._engine, self._table)
+        self._flood.looked(survey)
+        return survey, True
+
+    def _ended_elsewhere(self, survey: Survey) -> bool:
+        """Rescue what has lost its lease, and settle what ended in another run; whether to look anew."""
+        if survey.has_expired_leases and self._rescue():
+            return True
+        return self._elsewhere is not None and bool(self._elsewhere.reconcile(survey)) and self._options.drain
 
     def _lanes(self, survey: Survey) -> tuple[tuple[Lane, ...], tuple[Lane, ...]]:
         """What is due for processors of this process, and for deployments that exist."""
@@ -210,7 +228,7 @@ class ClaimLoop:
             has_room = True
             room = room if size.at_most is None else min(room, size.at_most)
             number = self._claim_part(part, min(room, at_once), may_begin=True)
-            if number == at_once:
+            if number == at_once < room:
                 number += self._claim_part(part, room - number, may_begin=False)
             claimed += number
             if number == room and size.at_most is None:
@@ -231,6 +249,7 @@ class ClaimLoop:
             max_running=part.size.max_running,
         )
         self._turns.serve(claimed)
+        self._flood.claimed(len(claimed), of=room)
         self._tally.add("claimed", len(claimed))
         self._line.add(claimed)
         return len(claimed)

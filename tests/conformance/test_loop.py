@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, event
 
-from prefect_claim_dispatch import Action, Draft, engines, processor, publish_many
+from prefect_claim_dispatch import Action, Draft, engines, operations, processor, publish_many
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.statements import NAME
 from tests.kit.looping import ThreadDispatcher, run_loop
-from tests.kit.tables import TABLE, add, row
+from tests.kit.tables import TABLE, add, by_status, row, statements_of
 from tests.kit.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -88,3 +88,54 @@ def test_hundred_thousand_rows_of_one_type_keep_no_other_waiting(postgres_url: s
 
     assert executed.index("other") < 40
     engine.dispose()
+
+
+def run_with_batches(engine: Engine, number: int, on_call: Any, rows_per_run: int = 200) -> list[str]:
+    """Run *number* rows of type ``a`` in batches; *on_call* gets how many were taken before. The loop's statements."""
+    registry, dispatcher = Registry(), ThreadDispatcher(2)
+    taken = list[int]()
+
+    @processor("a", registry=registry, rows_per_run=rows_per_run)
+    def take(payloads: list[dict[str, Any]]) -> None:
+        on_call(len(taken))
+        taken.extend([0] * len(payloads))
+
+    publish_many(engine, itertools.repeat(Draft().type("a").eligible_at(LONG_AGO), number))
+    with statements_of(engine) as statements:
+        run_loop(engine, registry, dispatcher, limit=rows_per_run, concurrency=2)
+    dispatcher.close()
+    return statements
+
+
+def test_flood_is_not_surveyed_before_each_claim(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A survey walks over all that was settled since the last vacuum. At the end there is one more, to be sure."""
+    monkeypatch.setattr("prefect_claim_dispatch.dispatching.flooding.LOOK_EVERY", 60)
+
+    statements = run_with_batches(engine, 2_000, lambda _taken: None)
+
+    assert by_status(engine) == {"processed": 2_000}
+    assert statements.count("claim") >= 10
+    assert statements.count("survey") <= 4
+
+
+def test_small_claims_are_surveyed_each(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost as much as their survey, and what was published since may be more urgent."""
+    monkeypatch.setattr("prefect_claim_dispatch.dispatching.flooding.LOOK_EVERY", 60)
+
+    statements = run_with_batches(engine, 100, lambda _taken: None, rows_per_run=10)
+
+    assert by_status(engine) == {"processed": 100}
+    assert statements.count("survey") >= statements.count("claim")
+
+
+def test_pause_is_seen_in_a_flood(engine: Engine) -> None:
+    """Within a quarter of a second, and not when all is done."""
+
+    def pause_then_dawdle(taken: int) -> None:
+        if taken >= 1_000:
+            operations.pause(engine, "a")
+        threading.Event().wait(0.1)
+
+    run_with_batches(engine, 6_000, pause_then_dawdle)
+
+    assert by_status(engine)["pending"] >= 2_000
