@@ -1,8 +1,8 @@
 """Flood: so much is due that a claim need not look first what there is.
 
-A survey walks over what was settled since the last vacuum, which in a flood is much and ever more: 15 ms before the
-first of a million rows, 31 ms before the last, beside 10 ms of a claim. While each claim brings all that it asked for,
-what the last survey saw holds on for the next.
+A survey walks over what was settled since the last vacuum, which in a flood is much and ever more: 15 ms at first, 31
+after 800,000 rows, beside 10 ms of a claim. While each claim brings all that it asked for, what the last survey saw
+holds on for the next.
 """
 
 from __future__ import annotations
