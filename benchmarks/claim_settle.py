@@ -44,7 +44,7 @@ SIDES = ("ours", "in turn", "bare", "pgqueuer")
 RATIOS = (("ours", "bare"), ("in turn", "bare"), ("ours", "pgqueuer"))
 GOALS = [
     kit.Goal(figure="ours/bare", at_least=0.9, of={"batch": 1_000}),
-    kit.Goal(figure="ours/pgqueuer", at_least=2.0, of={"batch": 1_000}),
+    kit.Goal(figure="ours/pgqueuer", at_least=2.5, of={"batch": 1_000}),
 ]
 LEASE = timedelta(minutes=5)
 POLICY = RetryPolicy()
