@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -20,10 +21,10 @@ ANSWERS_WITHIN = 10.0
 
 
 @contextmanager
-def impatient_client(*, retries: int = 0, answers_within: float = ANSWERS_WITHIN) -> Generator[SyncPrefectClient]:
+def impatient_client(*, retries: int = 0, answers_within: float | None = None) -> Generator[SyncPrefectClient]:
     """A client of the API that tries again *retries* times; Prefect's own would take minutes, with nothing in the log.
 
-    An answer takes *answers_within* seconds at most.
+    An answer takes *answers_within* seconds at most, `ANSWERS_WITHIN` unless given.
 
     Not by `temporary_settings`, which reads every source of settings anew: 26 ms, where a copy takes 0.2.
     """
@@ -32,7 +33,7 @@ def impatient_client(*, retries: int = 0, answers_within: float = ANSWERS_WITHIN
     settings = now.settings.model_copy(update={"client": client_settings})
     with (
         SettingsContext(profile=now.profile, settings=settings),
-        get_client(httpx_settings={"timeout": answers_within}, sync_client=True) as client,
+        get_client(httpx_settings={"timeout": answers_within or ANSWERS_WITHIN}, sync_client=True) as client,
     ):
         yield client
 
@@ -55,10 +56,14 @@ def require_api() -> None:
 
 
 class ApiWatch:
-    """Asks before claims, every few seconds at most. The flow run that this is for was made by the API a moment ago."""
+    """Asks before claims, every few seconds at most. The flow run that this is for was made by the API a moment ago.
+
+    To be made in the flow's own context: whichever thread asks, it is the API of its settings.
+    """
 
     def __init__(self) -> None:
         self._answered_at = elapsed_clock()
+        self._context = contextvars.copy_context()
 
     def require(self) -> None:
         """Nothing, where the API has answered of late or answers now.
@@ -67,7 +72,8 @@ class ApiWatch:
             PrefectUnavailableError: as `require_api`.
         """
         if elapsed_clock() - self._answered_at >= EVERY:
-            require_api()
+            # Of a thread that tells of a run's end, a copy: no context can be entered by two at once.
+            self._context.copy().run(require_api)
             self._answered_at = elapsed_clock()
 
     def is_away(self) -> bool:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.conftest import MIGRATE
 from tests.kit import keeping, postgres
 from tests.kit.looping import Scene
 from tests.kit.prefect_server import PrefectServer
-from tests.kit.processes import Processes
+from tests.kit.processes import Processes, free_port
 from tests.kit.proxy import Proxy
 from tests.kit.tables import by_status, change, row, statements_of
 from tests.kit.waiting import wait_until
@@ -391,6 +392,19 @@ def api(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Itera
         temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{proxy.port}/api"}),
     ):
         yield proxy
+
+
+def test_api_is_the_flows_whichever_thread_asks() -> None:
+    """A thread that tells of a run's end has none of the flow's settings: it would start a server, and ask that."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        watch = reaching.ApiWatch()
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(watch.is_away) for _ in range(2)]
+
+    assert [answer.result() for answer in answers] == [True, True]
 
 
 @pytest.mark.parametrize("how", ["cut", "blackhole"])
