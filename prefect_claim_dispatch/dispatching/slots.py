@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -115,13 +117,17 @@ class Slots:
         """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""
         self._wait(lambda: False, seconds)
 
-    def _wait(self, is_over: Callable[[], bool], within: float | None = None) -> bool:
-        """Until *is_over*, *within* seconds at most, or a signal has come, which is heeded; whether it is over."""
-        with self._lock:
-            self._freed.wait_for(lambda: self._signals.have_come or is_over(), within)
-            was_over = is_over()
-        self._signals.heed()
-        return was_over
+    def _wait(self, is_over: Callable[[], bool], within: float = math.inf) -> bool:
+        """Until *is_over*, *within* seconds at most; whether it is. A signal that comes is heeded, and may end it."""
+        until = time.monotonic() + within
+        while True:
+            with self._lock:
+                left = None if within == math.inf else until - time.monotonic()
+                self._freed.wait_for(lambda: self._signals.have_come or is_over(), left)
+                was_over = is_over()
+            if not self._signals.have_come:
+                return was_over
+            self._signals.heed()  # it raises, mostly; a handler that does not leaves what is waited for as it is
 
     def _tell(self) -> None:
         """A signal has come."""

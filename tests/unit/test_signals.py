@@ -177,6 +177,22 @@ def test_whoever_waits_is_told_at_once(wait: str, monkeypatch: pytest.MonkeyPatc
     assert slots.left == 0  # its lock is free
 
 
+def test_handler_that_does_not_raise_ends_no_wait() -> None:
+    """A run that would begin then would be one too many, and a flow that ended would leave its work alone."""
+    told = list[int]()
+    signal.signal(signal.SIGTERM, lambda signum, _frame: told.append(signum))
+    signals = Signals()
+    slots, run = Slots(1, signals), object()
+    slots.take(run)  # pyright: ignore[reportArgumentType] - as above
+    sent_in(0.1)
+    threading.Timer(0.5, lambda: slots.free(run)).start()  # pyright: ignore[reportArgumentType]
+
+    with signals.held():
+        slots.wait_for_none()
+
+    assert (slots.left, told) == (1, [signal.SIGTERM])
+
+
 def test_no_lock_is_kept_by_a_handler_that_raises() -> None:
     """Whoever settles would wait for it for ever. As hard as can be: told again and again in a tight loop."""
     slots, wanted = Slots(1), SimpleQueue[bool]()
