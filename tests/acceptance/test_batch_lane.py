@@ -35,7 +35,7 @@ def runs_in(server: PrefectServer, run_ids: set[str | None]) -> dict[str, dict[s
         are_final = all(run["state_type"] in ("COMPLETED", "FAILED") for run in runs)
         return runs if len(runs) == len(run_ids) and are_final else None
 
-    runs = wait_until(found, description="the runs are in the API", timeout=30)
+    runs = wait_until(found, description="the runs are in the API", timeout=90)
     assert runs is not None
     return {run["id"]: run for run in runs}
 
@@ -64,7 +64,7 @@ def test_batch_is_one_run_that_tells_how_its_rows_ended(
     wait_until(
         lambda: line in [log["message"] for log in prefect_api.post("logs/filter", logged)],
         description="how the rows ended is in the run's log",
-        timeout=30,
+        timeout=90,
     )
     (artifact,) = prefect_api.post("artifacts/filter", {"artifacts": {"task_run_id": {"any_": [run["id"]]}}})
     done = [id_ for id_ in ids if id_ not in odd]

@@ -48,9 +48,9 @@ def test_no_payload_text_reaches_prefect(
 
     row = operations.find(engine, type="t.exit")[0]
     logged = {"logs": {"task_run_id": {"any_": [row.run_id]}}}
-    wait_until(lambda: prefect_api.post("logs/filter", logged), description="the run's logs in the API", timeout=30)
+    wait_until(lambda: prefect_api.post("logs/filter", logged), description="the run's logs in the API", timeout=90)
     wait_until(
-        lambda: str(row.run_id).encode() in prefect_api.stored, description="the runs in the database", timeout=30
+        lambda: str(row.run_id).encode() in prefect_api.stored, description="the runs in the database", timeout=90
     )
     assert report.claimed >= 11
     assert canary.encode() not in prefect_api.stored
@@ -67,6 +67,6 @@ def test_the_scan_would_find_what_a_processor_puts_there(
     publish(engine, "t.note")
     dispatch()
 
-    wait_until(lambda: b"noted t.note" in prefect_api.stored, description="the log line in the database", timeout=30)
+    wait_until(lambda: b"noted t.note" in prefect_api.stored, description="the log line in the database", timeout=90)
 
     assert all(table in prefect_api.stored for table in (b"flow_run", b"task_run", b"log", b"events"))

@@ -166,7 +166,7 @@ def final_task_runs(server: PrefectServer, flow_run_id: str, number: int) -> lis
         runs = [task_run for task_run in server.post("task_runs/filter", wanted) if task_run["state_type"] in FINAL]
         return runs if len(runs) == number else []
 
-    return wait_until(found, description=f"{number} final task runs of {flow_run_id} in the API", timeout=30)
+    return wait_until(found, description=f"{number} final task runs of {flow_run_id} in the API", timeout=90)
 
 
 def executed() -> Counter[int]:
@@ -389,7 +389,7 @@ def test_trouble_is_one_clear_line_and_nothing_is_claimed(  # noqa: PLR0917 - fi
     wait_until(
         lambda: [log for log in prefect_api.post("logs/filter", logs) if told in log["message"].splitlines()[0]],
         description="the clear line in the run's log",
-        timeout=30,
+        timeout=90,
     )
     assert operations.get(engine, id_).claim_count == 0
 

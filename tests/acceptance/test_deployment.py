@@ -79,7 +79,7 @@ def test_schedule_executes_rows_of_plain_sql_and_the_api_shows_them(
         assert flow_run["deployment_id"] == deployment["id"]
         assert flow_run["auto_scheduled"]
         task_run = wait_until(
-            lambda row=row: final_task_run(prefect_server, str(row.run_id)), description="the task run", timeout=30
+            lambda row=row: final_task_run(prefect_server, str(row.run_id)), description="the task run", timeout=90
         )
         assert task_run["name"] == f"webhook.deliver #{id_} (attempt 1)"
         assert (task_run["state_type"], task_run["run_count"]) == ("COMPLETED", tries)
@@ -88,7 +88,7 @@ def test_schedule_executes_rows_of_plain_sql_and_the_api_shows_them(
         wait_until(
             lambda logs=logs: any("answered 200" in log["message"] for log in prefect_server.post("logs/filter", logs)),
             description="the processor's log line",
-            timeout=30,
+            timeout=90,
         )
 
 

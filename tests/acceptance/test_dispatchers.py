@@ -456,7 +456,7 @@ def test_run_is_named_after_the_action_and_shows_nothing_else_of_it(performance:
     def found() -> list[dict[str, Any]]:
         return list(performance.server.post(f"{kind}/filter", {kind: {"id": {"any_": [run_id]}}}))
 
-    (run,) = wait_until(found, description=f"run {run_id} is in the API", timeout=30)
+    (run,) = wait_until(found, description=f"run {run_id} is in the API", timeout=90)
     assert run["name"] == story.work.action.reference
     if performance.mode == "flow":
         assert run["parameters"] == {

@@ -35,7 +35,7 @@ def task_run_of(server: PrefectServer, engine: Engine, id_: int) -> dict[str, ob
         runs = server.post("task_runs/filter", {"task_runs": {"id": {"any_": [run_id]}}})
         return [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
-    return wait_until(found, description=f"task run {run_id} to be final in the API", timeout=30)[0]
+    return wait_until(found, description=f"task run {run_id} to be final in the API", timeout=90)[0]
 
 
 def test_published_action_becomes_a_task_run_and_is_processed(
@@ -59,7 +59,7 @@ def test_published_action_becomes_a_task_run_and_is_processed(
     wait_until(
         lambda: any("noted t.note" in log["message"] for log in prefect_api.post("logs/filter", logs)),
         description="the processor's log line to reach the API",
-        timeout=30,
+        timeout=90,
     )
 
 

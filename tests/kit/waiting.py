@@ -12,7 +12,7 @@ POLL_SECONDS = 0.02
 
 
 def wait_until(
-    predicate: Callable[[], T], *, description: str, timeout: float = 10.0, explain: Callable[[], str] = str
+    predicate: Callable[[], T], *, description: str, timeout: float = 30.0, explain: Callable[[], str] = str
 ) -> T:
     """What *predicate* answers as soon as it is true.
 
