@@ -34,6 +34,11 @@ STRUCK = (
     "settle:after-commit:kill",
 )  # where nothing has begun yet, or in between, lanes are alike
 
+IN_TRANSACTION = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND state LIKE 'idle in transaction%%'"
+)
+
 StartFlow = Callable[..., Child]
 
 
@@ -72,15 +77,19 @@ def publish_all(engine: Engine, published: PublishLog, type_: str) -> None:
 
 
 def stop(flow: Child, engine: Engine) -> None:
-    """SIGSTOP, at a moment at which it does not hold SQLite's one write lock: nobody could do anything then."""
+    """SIGSTOP, at a moment at which it holds no lock of the database's: those whom it locks out could do nothing."""
     flow.pause()
-    while engine.dialect.name == "sqlite" and is_locked(engine):
+    while is_locked(engine):
         flow.resume()
         time.sleep(0.02)
         flow.pause()
 
 
 def is_locked(engine: Engine) -> bool:
+    """Whether somebody is in the middle of a transaction."""
+    if engine.dialect.name != "sqlite":
+        with engine.connect() as connection:
+            return bool(connection.exec_driver_sql(IN_TRANSACTION).scalar_one())
     with closing(sqlite3.connect(str(engine.url.database), timeout=0)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
