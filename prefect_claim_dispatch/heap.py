@@ -20,7 +20,7 @@ def frozen() -> Generator[None]:
 
     A process that has imported Prefect holds 300,000 objects. To look through them all stops every thread for 0.2 s,
     and the more rows a second are claimed, the oftener that happens. Garbage that is there now waits till the end.
-    What is young is looked through seldom, too: a claimed row is some thirty objects, freed when it is settled.
+    What is young is looked through seldom, too: a claimed row is several objects, freed when it is settled.
     What somebody else has frozen, an application or another flow of this process, is left as it is.
     """
     if gc.get_freeze_count() > FROZEN_AT_START:
