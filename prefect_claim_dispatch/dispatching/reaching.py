@@ -14,8 +14,8 @@ from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.errors import PrefectUnavailableError
 from prefect_claim_dispatch.outcomes import redacted
 
-EVERY = 5.0
-"""Seconds that an answer of the API is believed."""
+EVERY = 10.0
+"""Seconds that an answer of the API is believed: what begins without its API is given back, and loses no attempt."""
 
 ANSWERS_WITHIN = 10.0
 
@@ -56,7 +56,7 @@ def require_api() -> None:
 
 
 class ApiWatch:
-    """Asks before claims, every few seconds at most. The flow run that this is for was made by the API a moment ago.
+    """Asks before claims, every ten seconds at most. The flow run that this is for was made by the API a moment ago.
 
     To be made in the flow's own context: whichever thread asks, it is the API of its settings.
     """
