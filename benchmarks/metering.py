@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # imports Prefect, which must find its API in the environment
 
 SHARED = "CLAIM_DISPATCH_BENCH_PREFECT"
 REQUEST = re.compile(rb'"(?:GET|POST|PUT|PATCH|DELETE) /api/')
+LOGS = re.compile(rb'"POST /api/logs/ ')
+"""What a client sends every two seconds while there is something to tell: it counts seconds, not work."""
+
 QUIET_SECONDS = 2.0
 QUIET_SHARE = 0.1
 """Of one core; an idle server takes 0.01 to 0.03 of it."""
@@ -37,7 +40,7 @@ STARVED_SHARE = 0.5
 """Of a second, waiting for a core: on a busy machine a server that has much to do looks idle without it."""
 
 GIVE_UP_SECONDS = 900
-FIGURES = ("wall", "inside", "client CPU", "server CPU", "requests", "events")
+FIGURES = ("wall", "inside", "client CPU", "server CPU", "requests", "requests but logs", "events")
 
 
 class Watched:
@@ -67,7 +70,12 @@ class Watched:
     @property
     def requests(self) -> int:
         """API requests so far, by its own access log; websockets are not among them."""
-        return len(REQUEST.findall(self._output.read_bytes())) if self._output else 0
+        return self._logged(REQUEST)
+
+    @property
+    def log_batches(self) -> int:
+        """Those among the requests that bring logs."""
+        return self._logged(LOGS)
 
     @property
     def events(self) -> int:
@@ -95,6 +103,9 @@ class Watched:
                 raise SystemExit(f"the Prefect server was not quiet after {GIVE_UP_SECONDS} s")
             last = now
         return since
+
+    def _logged(self, line: re.Pattern[bytes]) -> int:
+        return len(line.findall(self._output.read_bytes())) if self._output else 0
 
     def _scheduled(self) -> tuple[float, float]:
         """Seconds on a core, threads that have ended included, and seconds that its living threads waited for one."""
@@ -156,18 +167,20 @@ def metered(server: Watched, rows: int, run: Callable[[], float]) -> dict[str, f
     Milliseconds, of the server until it is quiet again; requests and events.
     """
     server.wait_until_quiet()
-    before = server.cpu_seconds, server.requests, server.events
+    before = server.cpu_seconds, server.requests, server.log_batches, server.events
     cpu, began = time.process_time(), time.perf_counter()
     inside = run()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     server.wait_until_quiet()
+    requests, log_batches = server.requests - before[1], server.log_batches - before[2]
     return {
         "wall": wall / rows * 1_000,
         "inside": inside / rows * 1_000,
         "client CPU": cpu / rows * 1_000,
         "server CPU": (server.cpu_seconds - before[0]) / rows * 1_000,
-        "requests": (server.requests - before[1]) / rows,
-        "events": (server.events - before[2]) / rows,
+        "requests": requests / rows,
+        "requests but logs": (requests - log_batches) / rows,
+        "events": (server.events - before[3]) / rows,
     }
 
 

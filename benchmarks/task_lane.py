@@ -10,7 +10,8 @@ No-op rows under a real Prefect server; all sides with a `ThreadPoolTaskRunner` 
 Of each side, for a row: milliseconds of the whole call (*wall*); of what is between the flow's start and its end
 (*inside*; ours by the database's clock, first claim to last settlement); of processor time in the client; of processor
 time in the server until it is quiet again, since it stores events long after the flow is over; API requests by the
-server's access log, and events that it stored. Logs go to the API, as they do in production, not to the terminal.
+server's access log, and events that it stored. Logs go to the API, as they do in production, not to the terminal; they
+are sent every two seconds, and a side has one request more or less by where these fall: the goal is for the others.
 
 What would be unfair to read into it: with real work all wait for it, and so many threads hide what is measured here.
 The server (on SQLite) shares the machine with its clients. Each round runs all sides, every other one in the opposite
@@ -38,7 +39,7 @@ SIDES = ("ours", "map", "by hand")
 RATIOS = (("ours", "map"), ("ours", "by hand"))
 GOALS = [
     kit.Goal(figure="ours/map", at_most=bound, of={"of a row": figure})
-    for figure, bound in (("wall", 1.05), ("server CPU", 1.05), ("requests", 1.05))
+    for figure, bound in (("wall", 1.05), ("server CPU", 1.05), ("requests but logs", 1.05))
 ]
 TABLE = actions_table()
 BY_HAND = """
