@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -88,6 +89,14 @@ class Watched:
         """Task runs that it shows."""
         return int(self.server.post("task_runs/count", {}))
 
+    def pause(self) -> None:
+        """SIGSTOP; nothing, where its pid is not known."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._send(signal.SIGCONT)
+
     def wait_until_quiet(self) -> float:
         """When it had nothing to do any more, for two seconds since, by `time.perf_counter`."""
         since = time.perf_counter()
@@ -103,6 +112,10 @@ class Watched:
                 raise SystemExit(f"the Prefect server was not quiet after {GIVE_UP_SECONDS} s")
             last = now
         return since
+
+    def _send(self, signum: signal.Signals) -> None:
+        if self._pid is not None:
+            os.kill(self._pid, signum)
 
     def _logged(self, line: re.Pattern[bytes]) -> int:
         return len(line.findall(self._output.read_bytes())) if self._output else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, cast
@@ -146,6 +146,7 @@ def claim(
     claimed_by: str,
     until: datetime | None = None,
     may_begin: bool = True,
+    kept_waiting: Callable[[list[RawAction]], Collection[RawAction]] | None = None,
     max_running: int | None = None,
 ) -> list[RawAction]:
     """Claim up to *limit* due actions of *lanes*: of the highest priority first, then by turn, `end_at` and `id`.
@@ -156,7 +157,8 @@ def claim(
 
     *may_begin*: whether the work may begin at once. If its holder dies, an action that may have begun loses an attempt;
     others lose none, and nobody may begin them before `begin` has written it down. The mark is `run_id`, which says
-    *claimed_by* until the run that does the work is known.
+    *claimed_by* until the run that does the work is known. *kept_waiting*: which of the claimed may not, all the same.
+    Their marks are taken back in the claim's own transaction, so that at no moment they are at stake.
 
     *max_running*: at most so many actions of the *lanes*, all of one type, may then be claimed, by whomever; see
     `limiting.room`. None come while somebody else counts them.
@@ -186,6 +188,10 @@ def claim(
                     if left < 1:
                         return []
                 rows = connection.execute(statement, parameters).all()
+                in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
+                claimed = [RawAction(row, Lease(expires=expires, may_begin=may_begin), table) for row in in_order]
+                if may_begin and kept_waiting is not None:
+                    _keep_waiting(connection, table, kept_waiting(claimed))
         except DatabaseError as error:
             if not isinstance(error, DatabaseContendedError) and not isinstance(error.__cause__, IntegrityError):
                 raise
@@ -193,16 +199,22 @@ def claim(
             # two took one that the other wanted. Nothing of ours was written.
             logger.debug("claim met another claim of the same ordering key (%s); trying again", type(error).__name__)
             continue
-        in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
-        return [RawAction(row, Lease(expires=expires, may_begin=may_begin), table) for row in in_order]
+        return claimed
     return []
+
+
+def _keep_waiting(connection: Connection, table: Table, claimed: Collection[RawAction]) -> None:
+    if claimed:
+        begin(connection, table, [(raw.id, raw.claim_count, None) for raw in claimed])
+        for raw in claimed:
+            raw.lease.may_begin = False
 
 
 def _in_turn(lane: Lane) -> tuple[int, int]:
     return -lane.priority, lane.turn
 
 
-def begin(engine: Engine, table: Table, runs: Sequence[tuple[int, int, str | None]]) -> set[int]:
+def begin(engine: Engine | Connection, table: Table, runs: Sequence[tuple[int, int, str | None]]) -> set[int]:
     """Write the run of each (id, claim_count, run_id) onto its row; returns the ids whose claim still holds.
 
     From then on its work may begin, or if it is None, may not.
@@ -229,7 +241,7 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     return _ids_of(engine, renew_statement(table, dialect), parameters)
 
 
-def _ids_of(engine: Engine, statement: UpdateBase, parameters: Mapping[str, Any]) -> set[int]:
+def _ids_of(engine: Engine | Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> set[int]:
     return databases.repeated(engine, lambda connection: set(connection.execute(statement, parameters).scalars().all()))
 
 

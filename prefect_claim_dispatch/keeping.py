@@ -105,16 +105,6 @@ class Keeper:
                 raw.lease.may_begin = True
         return is_written
 
-    def disallow(self, claimed: Sequence[RawAction]) -> None:
-        """Write down that the work of *claimed*, claimed to begin at once, does not: it waits, and may be `allow`-ed.
-
-        Raises:
-            DatabaseError: it was not written, or was and the answer is lost.
-        """
-        for raw in claimed:
-            raw.lease.may_begin = False  # first: whatever the table says then, it is written again before they begin
-        claiming.begin(self._engine, self._table, [(raw.id, raw.claim_count, None) for raw in claimed])
-
     def begin(self, key: Key, run_id: str) -> None:
         """Have *run_id* written onto the row within a fraction of a second, or with its verdict if that is sooner."""
         with self._lock:

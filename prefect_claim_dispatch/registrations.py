@@ -29,6 +29,9 @@ RowsPerRun = int | Literal["auto"] | None
 TOGETHER = ("payloads", "actions")
 """Parameters of a function that takes the rows of a run in one call."""
 
+ANY_OBJECT = (Any, dict, Mapping, dict[str, Any], Mapping[str, Any])
+"""Annotations that every payload fits as it is decoded: nothing to validate, row by row, once more by way of JSON."""
+
 Parameters = Callable[[Action], Mapping[str, Any]]
 """What of an action goes to a deployment's run."""
 
@@ -186,7 +189,7 @@ class Processor:
         annotation = get_type_hints(self.function, include_extras=True).get(self._payload_name, Any)
         if self.takes_rows_together:
             annotation = _element(annotation)
-        return None if annotation in (Any, dict, Mapping) else TypeAdapter(annotation)
+        return None if annotation in ANY_OBJECT else TypeAdapter(annotation)
 
 
 def _element(annotation: Any) -> Any:

@@ -71,13 +71,14 @@ class Line:
         """Seconds after which to look again, though no slot was freed."""
         return min(POLL, self._trials.seconds_left) if self._waiting else POLL
 
+    def kept_waiting(self, claimed: Sequence[RawAction]) -> list[RawAction]:
+        """What of *claimed*, claimed to begin at once, has to wait, for suspects among them."""
+        return self._trials.kept_waiting(claimed)
+
     def add(self, claimed: Sequence[RawAction]) -> None:
-        """Put *claimed* at its end. What was claimed to begin at once may have to wait, for suspects among them."""
+        """Put *claimed* at its end."""
         self._keeper.hold(claimed)
         self._waiting += self._grouping.groups(claimed)
-        waits = [raw for raw in self._trials.kept_waiting(claimed) if raw.lease.may_begin]
-        if waits:
-            self._keeper.disallow(waits)
 
     def begin(self) -> None:
         """Start all that may begin, each as soon as there is a slot; suspects may have to stay in the line."""

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from prefect_claim_dispatch import claiming, engines, publish, settling
 from prefect_claim_dispatch.actions import Action
-from prefect_claim_dispatch.claiming import MAX_LANES, Lane
+from prefect_claim_dispatch.claiming import MAX_LANES, Lane, RawAction
 from prefect_claim_dispatch.dialects import now
 from prefect_claim_dispatch.encoding import MAX_DEPTH
 from prefect_claim_dispatch.errors import DatabaseError, InvalidPayloadError
@@ -376,6 +376,32 @@ def test_lease_is_judged_shorter_here_than_there(engine: Engine) -> None:
     in_table = row(engine, raw.id)
     assert raw.lease.remaining() <= in_table.lease_expires_at - in_table.now
     assert raw.lease.holds
+
+
+def seen_by_others(engine: Engine) -> list[str]:
+    """The status of each row, read outside of any transaction of the engine's: on SQLite each of those may write."""
+    query = f"SELECT status FROM {TABLE.name} ORDER BY id"
+    if engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(str(engine.url.database))) as connection:
+            return [status for (status,) in connection.execute(query)]
+    with engine.connect() as connection:
+        return list(connection.exec_driver_sql(query).scalars())
+
+
+def test_what_is_kept_waiting_is_at_stake_at_no_moment(engine: Engine) -> None:
+    """Its mark is taken back before the claim is committed; a holder that died in between would cost it an attempt."""
+    ids = [add(engine, due_in=-60 + n) for n in range(3)]
+    committed: list[str] = []
+
+    def kept_waiting(claimed: list[RawAction]) -> list[RawAction]:
+        committed.extend(seen_by_others(engine))
+        return claimed[1:]
+
+    claimed = claim_due(engine, kept_waiting=kept_waiting)
+
+    assert committed == ["pending"] * 3
+    assert [raw.lease.may_begin for raw in claimed] == [True, False, False]
+    assert [row(engine, id_).run_id for id_ in ids] == ["flow-run", None, None]
 
 
 @pytest.mark.parametrize(("may_begin", "run_id"), [(True, "flow-run"), (False, None)])

@@ -241,12 +241,12 @@ def test_lost_claim_may_not_begin(engine: Engine, keeper: Keeper) -> None:
     assert not raw.lease.holds
 
 
-def test_claim_that_has_to_wait_is_written_back(engine: Engine, keeper: Keeper) -> None:
-    """What was claimed to begin at once and does not, is not at stake, and may be allowed later."""
-    (raw,) = held(engine, keeper, 1)
+def test_claim_that_was_kept_waiting_may_begin_later(engine: Engine, keeper: Keeper) -> None:
+    """What was claimed to begin at once and had to wait gets its mark when its turn has come."""
+    add(engine, fail_count=1, errors=[{"kind": "crashed", "claim_count": 1}])
+    (raw,) = claim_due(engine, kept_waiting=list)
+    keeper.hold([raw])
 
-    keeper.disallow([raw])
-    assert (row(engine, raw.id).run_id, raw.lease.may_begin) == (None, False)
     keeper.allow([raw], "flow-run", timeout=10)
 
     assert (row(engine, raw.id).run_id, raw.lease.may_begin) == ("flow-run", True)

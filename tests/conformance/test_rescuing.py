@@ -82,10 +82,9 @@ def test_claim_that_surely_never_began_costs_no_attempt(engine: Engine) -> None:
 
 
 def test_claim_that_was_to_begin_and_was_kept_waiting_costs_no_attempt(engine: Engine) -> None:
-    """The mark can be taken back, as long as nothing has begun."""
-    id_ = add(engine)
-    (raw,) = claim_due(engine)
-    claiming.begin(engine, TABLE, [(id_, raw.claim_count, None)])
+    """It has no mark from the start: nothing has begun."""
+    id_ = add(engine, errors=[{"kind": "crashed", "claim_count": 1}])
+    claim_due(engine, kept_waiting=list)
     expire_leases(engine, id_)
 
     rescue(engine, TABLE, policy_of, limit=10)

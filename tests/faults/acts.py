@@ -193,14 +193,18 @@ def _publish_by_url(scene: Scene, _: Any) -> None:
     scene.noted([None], lambda: [publish(url, TYPE, {"key": None})])
 
 
-def _claim(scene: Scene, lanes: Any, max_running: int | None = None) -> None:
+def _claim(scene: Scene, lanes: Any, **options: Any) -> None:
     sent_at, lease = time.monotonic(), timedelta(minutes=5)
-    raws = claiming.claim(scene.engine, TABLE, lanes, limit=10, lease=lease, claimed_by=HOLDER, max_running=max_running)
+    raws = claiming.claim(scene.engine, TABLE, lanes, limit=10, lease=lease, claimed_by=HOLDER, **options)
     scene.ledger.claimed(raws, sent_at=sent_at)
 
 
 def _claim_limited(scene: Scene, lanes: Any) -> None:
     _claim(scene, lanes, max_running=2)
+
+
+def _claim_suspects(scene: Scene, lanes: Any) -> None:
+    _claim(scene, lanes, kept_waiting=list)
 
 
 def _paused(scene: Scene) -> None:
@@ -210,6 +214,14 @@ def _paused(scene: Scene) -> None:
 
 def _lanes(scene: Scene) -> Any:
     _two_due(scene)
+    return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
+
+
+def _crashed_lanes(scene: Scene) -> Any:
+    """Of two whose last attempt crashed."""
+    raws = _two_over(scene)
+    _rescue(scene, None)
+    make_due(scene.engine, *(raw.id for raw in raws))
     return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
 
 
@@ -280,6 +292,7 @@ ACTS: Final[dict[str, Act]] = {
     "claim what has a limit": _act(
         _lanes, _claim_limited, "lock_type", "running", "claim", sqlite=("running", "claim")
     ),
+    "claim what has to wait": _act(_crashed_lanes, _claim_suspects, "claim", "begin"),
     "count what runs": _act(_two_claimed, lambda s, _: limiting.running(s.engine, TABLE), "running", changes=False),
     "begin": _act(
         _two_claimed,
@@ -293,11 +306,6 @@ ACTS: Final[dict[str, Act]] = {
     ),
     "take back the leave to begin": _act(
         _two_claimed, lambda s, raws: fetching.take_back(s.engine, TABLE, _keys(raws), lease=HOUR), "begin_once"
-    ),
-    "let wait what was to begin": _act(
-        _two_claimed,
-        lambda s, raws: claiming.begin(s.engine, TABLE, [(*key, None) for key in _keys(raws)]),
-        "begin",
     ),
     "renew": _act(_two_executed, lambda s, raws: claiming.renew(s.engine, TABLE, _keys(raws), lease=HOUR), "renew"),
     "settle processed": _act(_two_executed, lambda s, raws: s.settle(raws, Processed()), "settle"),

@@ -5,7 +5,7 @@ Rows written and read directly, leases and instants moved by SQL, statements cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -92,6 +92,7 @@ def claim_due(
     claimed_by: str = "flow-run",
     until: datetime | None = None,
     may_begin: bool | None = None,
+    kept_waiting: Callable[[list[RawAction]], Collection[RawAction]] | None = None,
     max_running: int | None = None,
 ) -> list[RawAction]:
     """Survey, then claim what is due of *types* (all, unless given), as one round of the loop does.
@@ -101,6 +102,7 @@ def claim_due(
     lanes = [lane for lane in claiming.survey(engine, TABLE).due(until) if not types or lane.type in types]
     begins = not claimed_by.startswith(ELSEWHERE) if may_begin is None else may_begin
     options: dict[str, Any] = {"until": until, "may_begin": begins, "max_running": max_running}
+    options["kept_waiting"] = kept_waiting
     return claiming.claim(engine, TABLE, lanes, limit=limit, lease=lease, claimed_by=claimed_by, **options)
 
 

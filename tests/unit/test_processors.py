@@ -362,22 +362,25 @@ class TestPayloads:
         with pytest.raises(ValidationError):
             registered(take).arguments(action({"a": "one"}))
 
-    @pytest.mark.parametrize("annotation", [dict, Mapping, Any, inspect.Parameter.empty])
+    @pytest.mark.parametrize(
+        "annotation", [dict, Mapping, Any, dict[str, Any], Mapping[str, Any], inspect.Parameter.empty]
+    )
     def test_plain_dict_is_a_copy(self, annotation: Any) -> None:
-        """Nothing to validate; what the function does to its dict does not reach the action."""
+        """Nothing to validate, and nothing is; what the function does to its dict does not reach the action."""
 
         def take(payload):  # type: ignore[no-untyped-def]
             payload["to"] = "eve"
 
         if annotation is not inspect.Parameter.empty:
             take.__annotations__["payload"] = annotation
-        claimed = action({"to": "ada"})
+        claimed = action({"to": "ada", "copies": ["bob"]})
 
         arguments = registered(take).arguments(claimed)
         take(**arguments)
 
-        assert arguments["payload"] == {"to": "eve"}
-        assert claimed.payload == {"to": "ada"}
+        assert arguments["payload"] == {"to": "eve", "copies": ["bob"]}
+        assert arguments["payload"]["copies"] is claimed.payload["copies"]
+        assert claimed.payload == {"to": "ada", "copies": ["bob"]}
 
     def test_action_is_passed_as_it_is(self) -> None:
         """The action has the lease, so it must be the very one."""
