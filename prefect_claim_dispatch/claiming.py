@@ -190,7 +190,7 @@ def claim(
                 rows = connection.execute(statement, parameters).all()
                 in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
                 claimed = [RawAction(row, Lease(expires=expires, may_begin=may_begin), table) for row in in_order]
-                if may_begin and kept_waiting is not None:
+                if kept_waiting is not None:
                     _keep_waiting(connection, table, kept_waiting(claimed))
         except DatabaseError as error:
             if not isinstance(error, DatabaseContendedError) and not isinstance(error.__cause__, IntegrityError):
@@ -204,10 +204,9 @@ def claim(
 
 
 def _keep_waiting(connection: Connection, table: Table, claimed: Collection[RawAction]) -> None:
-    if claimed:
-        begin(connection, table, [(raw.id, raw.claim_count, None) for raw in claimed])
-        for raw in claimed:
-            raw.lease.may_begin = False
+    begin(connection, table, [(raw.id, raw.claim_count, None) for raw in claimed])
+    for raw in claimed:
+        raw.lease.may_begin = False
 
 
 def _in_turn(lane: Lane) -> tuple[int, int]:

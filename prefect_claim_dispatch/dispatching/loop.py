@@ -246,7 +246,7 @@ class ClaimLoop:
             claimed_by=self._options.claimed_by,
             until=self._options.until,
             may_begin=may_begin,
-            kept_waiting=self._line.kept_waiting,
+            kept_waiting=self._line.kept_waiting if may_begin else None,
             max_running=part.size.max_running,
         )
         self._turns.serve(claimed)
