@@ -72,9 +72,12 @@ class Pattern:
 
 
 def renamed(admin: Connection, name: str) -> str | None:
-    """The new name of the database *name*, out of reach of all who used it; None where one of them is too quick."""
+    """The new name of the database *name*, out of reach of all who used it.
+
+    None where one of them is too quick, or has dropped it.
+    """
     new = fresh_name()
-    with suppress(psycopg.errors.ObjectInUse):
+    with suppress(psycopg.errors.ObjectInUse, psycopg.errors.InvalidCatalogName):
         admin.execute(TERMINATE, (name,))
         admin.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(name), Identifier(new)))
         return new

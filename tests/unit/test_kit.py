@@ -208,6 +208,15 @@ def test_database_in_which_more_was_changed_is_dropped(postgres_server: postgres
     assert before != after
 
 
+def test_database_that_its_test_dropped_is_not_missed(postgres_server: postgres.Server) -> None:
+    """There is nothing to make as new, and nothing to complain of."""
+    with postgres.fresh_database(postgres_server, prepare=PREPARE) as url, postgres_server.connect() as connection:
+        connection.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")  # type: ignore[arg-type]
+
+    with postgres.fresh_database(postgres_server, prepare=PREPARE) as url:
+        assert identity(postgres_server, url)
+
+
 def test_nothing_else_makes_a_database_another(postgres_server: postgres.Server) -> None:
     """The test before would pass if none were ever used again."""
     before, after = changed(postgres_server, "DELETE FROM prepared WHERE n = 7")
