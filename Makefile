@@ -1,6 +1,9 @@
 # The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-slim test-pgbouncer faults mutation soak model lint format layers bench audit constraints clean
+.PHONY: help demo test test-all test-slim test-pgbouncer faults mutation soak model lint format layers bench audit constraints clean
+
+# Compiled once and kept, even where the environment says otherwise: each process that imports Prefect would compile it anew.
+export PYTHONDONTWRITEBYTECODE =
 
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c '' 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 BIN = .venv/bin
@@ -34,13 +37,17 @@ help:
 demo: $(READY)
 	@$(BIN)/claim-dispatch demo
 
-## make test         all tests, on SQLite and a real PostgreSQL, in parallel and in random order
+## make test         each kind of test, on SQLite and a real PostgreSQL, in parallel and in random order; minutes
 test: $(READY)
-	$(BIN)/pytest -q -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) --only quick $(ARGS)
+
+## make test-all     the rest: more cases, rows and time of each kind, and each PostgreSQL that there is
+test-all: $(READY)
+	CLAIM_DISPATCH_TEST_VERSIONS=all $(BIN)/pytest -q -n $(WORKERS) --only rest $(ARGS)
 
 ## make test-slim    what an application uses that only publishes, on SQLAlchemy 2.1 and without Prefect
 test-slim: .venv-slim/.ready
-	.venv-slim/bin/pytest -q -n $(WORKERS) -k "not postgresql-15" $(ARGS) $(SLIM)
+	.venv-slim/bin/pytest -q -n $(WORKERS) --only quick $(ARGS) $(SLIM)
 
 ## make model        search the model of the design, and its mutants, to the end (needs spin and a C compiler)
 model:

@@ -42,6 +42,9 @@ LOOK_AGAIN: Final = 60.0
 PROBE_SECONDS: Final = 5.0
 """How long a notification to oneself may take."""
 
+MOST_UNPROVEN: Final = 3
+"""So many connections by which no notification came, and none before them, are no slow machine: listening is given up."""
+
 ANSWERED_IN_TIME: Final = timedelta(seconds=20)
 """As a lease, of which all that is asked here may take a quarter."""
 
@@ -139,6 +142,8 @@ class _PostgresListener(_Listener):
         self._is_apart = is_apart
         self._table = table
         self._driver: Any = None
+        self._unproven = 0
+        self._was_proven = False
         self._ending, self._is_ending = socket.socketpair()
 
     def stop(self) -> None:
@@ -164,7 +169,7 @@ class _PostgresListener(_Listener):
                     connection.execute(Listen(channel))
                 connection.detach()  # from its deadline: it is not given back soon
             if channel is not None:
-                self._expect_proof(channel)
+                self._prove_first(channel)
                 self._note_success()
                 self._heed(channel)
         if channel is None:
@@ -181,6 +186,22 @@ class _PostgresListener(_Listener):
             what = "a pooler stands between; set CLAIM_DISPATCH_LISTEN_URL to a way around it, or to none"
             raise _UselessError(what)
         return found.channel
+
+    def _prove_first(self, channel: str) -> None:
+        """As `_expect_proof`, on a new connection: a machine that is slow, or a server that restarts, gets more tries.
+
+        Raises:
+            DatabaseUnavailableError: nothing has come, and may by the next connection.
+            _UselessError: nothing has come by any connection.
+        """
+        try:
+            self._expect_proof(channel)
+        except _UselessError as reason:
+            self._unproven += 1
+            if self._unproven >= MOST_UNPROVEN and not self._was_proven:
+                raise
+            raise DatabaseUnavailableError(str(reason)) from None
+        self._unproven, self._was_proven = 0, True
 
     def _expect_proof(self, channel: str) -> None:
         """Send a notification to oneself by the way of those who publish, and wait until it has come.

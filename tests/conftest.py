@@ -7,6 +7,7 @@ system's where installed.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
 MIGRATE = "prefect_claim_dispatch.migrations:upgrade"  # by name: the kit works, and is tested, without the package
 DATABASES = ["sqlite", *postgres.available()]
+EXHAUSTIVE = "exhaustive"
 ABOUT_MORE = (
     *("acceptance", "faults", "recipes"),
     *(f"conformance/test_{what}.py" for what in ("cli", "keeping", "loop", "suspects", "testing")),
 )
 """Tests of what runs around the SQL: Prefect, processes, threads, time. They take long, and one PostgreSQL will do."""
+MORE = [keeping.ROOT / "tests" / name for name in ABOUT_MORE]
 FOREIGN = ("CLAIM_DISPATCH_", "PREFECT_")  # a developer's own settings must not decide what is tested
-OURS = (pgbouncer.VARIABLE, "CLAIM_DISPATCH_TEST_ROWS")  # these ask for more to be tested
+OURS = (pgbouncer.VARIABLE, postgres.VERSIONS, "CLAIM_DISPATCH_TEST_ROWS")  # these ask for more to be tested
 
 # A busy machine is no failure of the code under test.
 settings.register_profile("unhurried", deadline=None)
@@ -46,22 +49,36 @@ through_pgbouncer = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--everywhere``: each test on every PostgreSQL there is."""
+    """``--only``: one of the two parts of the suite. ``--everywhere``: each test on every PostgreSQL there is."""
+    parser.addoption("--only", choices=("quick", "rest"), help="what `make test` runs, or what it leaves out")
     parser.addoption("--everywhere", action="store_true", help="run also what is around the SQL on every PostgreSQL")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave older versions of PostgreSQL to the tests of the SQL, unless asked."""
-    if config.getoption("--everywhere"):
-        return
-    older, folders = DATABASES[2:], [keeping.ROOT / "tests" / name for name in ABOUT_MORE]
-    left_out = [
-        item
-        for item in items
-        if any(map(item.path.is_relative_to, folders)) and any(name in item.name for name in older)
-    ]
-    items[:] = [item for item in items if item not in left_out]
+    """Take the part of the suite that was asked for; leave older versions of PostgreSQL to the tests of the SQL."""
+    part, everywhere = config.getoption("--only"), config.getoption("--everywhere")
+    left_out = [item for item in items if not _is_wanted(item, part, everywhere=everywhere)]
+    items[:] = [item for item in items if item not in set(left_out)]
     config.hook.pytest_deselected(items=left_out)
+
+
+def _is_wanted(item: pytest.Item, part: str | None, *, everywhere: bool) -> bool:
+    is_exhaustive = item.get_closest_marker(EXHAUSTIVE) is not None
+    is_older = any(name in item.name for name in DATABASES[2:])
+    if is_older and not everywhere and (is_exhaustive or any(map(item.path.is_relative_to, MORE))):
+        return False
+    return part is None or (part == "rest") == (is_exhaustive or is_older)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run each failed test alone, as it was run."""
+    failed = dict.fromkeys(
+        report.nodeid for what in ("failed", "error") for report in terminalreporter.stats.get(what, ())
+    )
+    seed = terminalreporter.config.getoption("randomly_seed", None)
+    for nodeid in failed:
+        again = f"--randomly-seed={seed} " if isinstance(seed, int) else ""
+        terminalreporter.write_line(f"alone: .venv/bin/pytest {again}{shlex.quote(nodeid)}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

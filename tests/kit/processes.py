@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tests.kit import warm
 from tests.kit.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ _LAUNCH = (
 class Child:
     """A process of ours; `stdout` and `stderr` are files."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm.Forked
     stdout: Path
     stderr: Path
 
@@ -147,9 +148,7 @@ class Processes:
         default (a terminal, systemd, a container) or ignored (as after ``command &`` in a script); SIGTERM means
         different things to a Prefect worker in the two.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{len(self.children):02d}-{Path(argv[0]).name}"
-        stdout, stderr = self.folder / f"{name}.out", self.folder / f"{name}.err"
+        stdout, stderr = self._files(argv[0])
         with stdout.open("wb") as out, stderr.open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, interrupt, *argv],
@@ -160,9 +159,7 @@ class Processes:
                 env=self._environment(env or {}),
                 start_new_session=True,
             )
-        child = Child(process=process, stdout=stdout, stderr=stderr)
-        self.children.append(child)
-        return child
+        return self._kept(Child(process=process, stdout=stdout, stderr=stderr))
 
     def python(
         self,
@@ -171,8 +168,23 @@ class Processes:
         cwd: Path | None = None,
         interrupt: Interrupt = "default",
     ) -> Child:
-        """Start this Python with *arguments*: ``"-m", "module"``, ``"-c", "code"`` or a file."""
-        return self.start([sys.executable, *arguments], env=env, cwd=cwd, interrupt=interrupt)
+        """Start this Python with *arguments*: ``"-m", "module"``, ``"-c", "code"`` or a file.
+
+        A module that imports Prefect first of all (see `warm`) is started as a fork of a process that has.
+        """
+        if not warm.is_for(arguments):
+            return self.start([sys.executable, *arguments], env=env, cwd=cwd, interrupt=interrupt)
+        stdout, stderr = self._files(sys.executable)
+        process = warm.start(
+            ROOT,
+            arguments,
+            env=self._environment(env or {}),
+            cwd=cwd or ROOT,
+            stdout=stdout,
+            stderr=stderr,
+            is_interrupted=interrupt == "default",
+        )
+        return self._kept(Child(process=process, stdout=stdout, stderr=stderr))
 
     def end_all(self) -> None:
         """SIGKILL every child that still runs, and all that they started, and reap them."""
@@ -183,6 +195,19 @@ class Processes:
         for child in self.children:
             child.wait()
         kill_marked(MARK, self.mark)
+
+    def _files(self, program: str) -> tuple[Path, Path]:
+        """New files for the standard output and error of the next child."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{len(self.children):02d}-{Path(program).name}"
+        stdout, stderr = self.folder / f"{name}.out", self.folder / f"{name}.err"
+        stdout.touch()
+        stderr.touch()
+        return stdout, stderr
+
+    def _kept(self, child: Child) -> Child:
+        self.children.append(child)
+        return child
 
     def _environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
