@@ -8,6 +8,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -44,6 +45,7 @@ class Artifacts:
         self._lock = threading.Lock()
         self._budget = RunBudget(PER_SECOND)
         self._thread: threading.Thread | None = None
+        self._is_given_up = False
 
     def tell(self, batch: Batch, *, task_run_id: str) -> None:
         """Have it told on the page of the task run how the actions of *batch*, if there are several, ended.
@@ -77,21 +79,20 @@ class Artifacts:
                 self._thread.start()
 
     def close(self) -> None:
-        """Wait for what is on its way, `END_SECONDS` at most."""
+        """Wait for what is on its way, `END_SECONDS` at most; what is not sent by then is left out."""
         with self._lock:
             thread = self._thread
         if thread is None:
             return
-        try:
+        with suppress(queue.Full):
             self._waiting.put(None, timeout=END_SECONDS)
-        except queue.Full:
-            return
-        thread.join(END_SECONDS)
+            thread.join(END_SECONDS)
+        self._is_given_up = True
 
     def _send_all(self) -> None:
         try:
             with api() as client:
-                while (document := self._waiting.get()) is not None:
+                while (document := self._waiting.get()) is not None and not self._is_given_up:
                     try:
                         client.request("POST", "/artifacts/", json=document)
                     except (httpx.HTTPError, RuntimeError) as error:
