@@ -19,7 +19,7 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import Engine
 
-from tests.kit import keeping, pgbouncer, postgres, processes
+from tests.kit import keeping, leaks, pgbouncer, postgres, processes
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.processes import Processes
 
@@ -101,14 +101,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Give the test a Prefect home of its own and none of our settings; close what it left open of its databases."""
+def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Give the test a Prefect home of its own and none of our settings; blame it for what it leaves behind."""
     for name in [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]:
         monkeypatch.delenv(name)  # the variable that asks for pgbouncer, too: children would take it for a setting
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    before = leaks.Held.now(databases=not _shares_databases(request))
     yield
     if databases := sys.modules.get("prefect_claim_dispatch.databases"):  # the kit is tested without the package
         databases.close_all()
+    leaks.check(before)
 
 
 @pytest.fixture
@@ -270,6 +272,12 @@ def sqlite_template() -> Callable[[], Path]:
 def shared_postgres(name: str) -> postgres.Server:
     """The run's server of that make, for a test that is parametrized over `postgres.available` itself."""
     return postgres.Server(**keeping.request(name))
+
+
+def _shares_databases(request: pytest.FixtureRequest) -> bool:
+    """Whether the test's module has fixtures that outlive the test: their pools may take connections in it."""
+    known = request.node._fixtureinfo.name2fixturedefs.values()
+    return any(found[-1].scope != "function" and found[-1].baseid.endswith(".py") for found in known)
 
 
 def _way(request: pytest.FixtureRequest, url: str, server: str) -> str:

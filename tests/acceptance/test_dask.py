@@ -87,6 +87,7 @@ def test_outcomes_come_back_from_worker_processes(
     assert SECRET.encode() not in prefect_api.stored
 
 
+@pytest.mark.exhaustive
 def test_dead_worker_is_survived(engine: Engine, runner: Callable[[], Any]) -> None:
     """Dask starts again what a dead worker ran. Nothing is executed twice under one claim, or without a record."""
     publish(engine, "r.kill")
@@ -101,6 +102,7 @@ def test_dead_worker_is_survived(engine: Engine, runner: Callable[[], Any]) -> N
     assert_crashes_are_on_record(engine)
 
 
+@pytest.mark.exhaustive
 def test_tasks_that_submit_tasks_do_not_wait_for_ever(engine: Engine, runner: Callable[[], Any]) -> None:
     """With every thread of the cluster taken by one of them, nothing would be left for what they wait for."""
     for _ in range(8):
@@ -109,6 +111,7 @@ def test_tasks_that_submit_tasks_do_not_wait_for_ever(engine: Engine, runner: Ca
     assert dispatched(runner(), max_concurrency=8).processed == 8
 
 
+@pytest.mark.exhaustive
 def test_worker_with_another_table_refuses(
     engine: Engine, runner: Callable[[], Any], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +127,7 @@ def test_worker_with_another_table_refuses(
     assert "CLAIM_DISPATCH_DATABASE_URL" in row.last_error
 
 
+@pytest.mark.exhaustive
 def test_processor_that_workers_have_not_got_is_an_error_of_its_rows(
     engine: Engine, runner: Callable[[], Any], registered_here: None
 ) -> None:
@@ -153,6 +157,7 @@ def test_processor_without_a_name_is_refused_before_anything_is_claimed(
     assert operations.find(engine)[0].claim_count == 0
 
 
+@pytest.mark.exhaustive
 def test_cluster_of_the_flows_own_is_made_and_ended(engine: Engine, prefect_api: PrefectServer) -> None:
     """The three lines of the documentation: `DaskTaskRunner()` with what its cluster is to be."""
     from prefect_dask import DaskTaskRunner

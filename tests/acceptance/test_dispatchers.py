@@ -284,7 +284,7 @@ class Performance:
     server: PrefectServer
 
 
-@pytest.fixture(scope="module", params=[*MODES, *RUNNERS])
+@pytest.fixture(scope="module", params=[*MODES, "process pool", pytest.param("dask", marks=pytest.mark.exhaustive)])
 def performance(
     request: pytest.FixtureRequest,
     prefect_server: PrefectServer,

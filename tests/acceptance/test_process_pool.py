@@ -40,6 +40,7 @@ def test_outcomes_come_back_from_other_processes(engine: Engine, prefect_api: Pr
     assert SECRET.encode() not in prefect_api.stored
 
 
+@pytest.mark.exhaustive
 def test_pool_that_broke_is_made_anew(engine: Engine) -> None:
     """One dead process breaks a pool, and the others end with it: what ran has a crash on record, and is done again."""
     publish(engine, "r.kill")

@@ -61,7 +61,6 @@ from prefect_claim_dispatch.statements import publish as publish_module
 from prefect_claim_dispatch.statements import renew as renew_module
 from prefect_claim_dispatch.statements import rescue as rescue_module
 from prefect_claim_dispatch.statements import settle as settle_module
-from tests.kit import postgres
 from tests.kit.model import MAX_ATTEMPTS, TERMINAL, Model, Modelled
 from tests.kit.tables import TABLE, claim_due
 
@@ -632,11 +631,10 @@ def unflushed(engine: Engine) -> None:
 
 
 @pytest.mark.timeout(3_600)
-def test_every_life_is_as_the_model_says(engine: Engine, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("examples", [EXAMPLES // 4, pytest.param(EXAMPLES, marks=pytest.mark.exhaustive)])
+def test_every_life_is_as_the_model_says(engine: Engine, examples: int) -> None:
     """A sequence that nobody thought of is where an action is lost, repeated or changed after its end."""
-    # The same statements a second time: on further makes of PostgreSQL a quarter of the examples is enough.
-    is_further = request.node.callspec.params["database_url"] in list(postgres.available())[1:]
-    run(engine, max_examples=EXAMPLES // 4 if is_further else EXAMPLES)
+    run(engine, max_examples=examples)
 
 
 def settle_without(monkeypatch: pytest.MonkeyPatch, *kept: str) -> None:
@@ -732,7 +730,11 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+FOUND_SOON = ("settle without the count", "rescue for nothing", "operate on what is claimed")
+PARAMETERS = [pytest.param(name, marks=() if name in FOUND_SOON else pytest.mark.exhaustive) for name in FAULTS]
+
+
+@pytest.mark.parametrize("fault", PARAMETERS)
 def test_machine_finds_the_fault(fault: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that can't fail proves nothing: with one condition of one statement gone, it must."""
     FAULTS[fault](monkeypatch)

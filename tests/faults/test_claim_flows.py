@@ -32,6 +32,12 @@ pytestmark = pytest.mark.timeout(240)
 StartFlow = Callable[..., Child]
 
 
+ONE_DATABASE = pytest.mark.parametrize(
+    "database_url", [pytest.param("sqlite", marks=pytest.mark.exhaustive), "postgresql-18"], indirect=True
+)
+"""Their statements are struck on either, by the matrix."""
+
+
 @pytest.fixture
 def ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that processors write each execution into."""
@@ -106,6 +112,7 @@ def begun(word: str = "begun") -> int:
     return sum(line[2] == word for line in ledger())
 
 
+@ONE_DATABASE
 def test_terminated_flow_gives_back_what_has_not_begun(database_url: str, start_flow: StartFlow) -> None:
     """A deploy in the middle of a batch: unstarted rows are due again at once and lost no attempt.
 
@@ -130,6 +137,7 @@ def test_terminated_flow_gives_back_what_has_not_begun(database_url: str, start_
     assert all(row.fail_count == 0 for row in rows)
 
 
+@ONE_DATABASE
 def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, start_flow: StartFlow) -> None:
     """SIGKILL in the middle of work: the lease ends, the attempt is counted, another flow does it again."""
     engine = publish_some(database_url, "t.slow", 6)
@@ -150,6 +158,7 @@ def test_killed_flow_is_rescued_and_its_repeat_is_explained(database_url: str, s
         assert 1 + crashes <= row.claim_count <= 2
 
 
+@ONE_DATABASE
 def test_flow_that_wakes_after_its_lease_changes_nothing(database_url: str, start_flow: StartFlow) -> None:
     """A zombie: stopped for longer than its lease while others did its work.
 

@@ -457,6 +457,7 @@ def test_parameters_that_no_run_can_have_fail_their_row_alone(engine: Engine, pr
         assert message in rows[case].errors[0]["message"], case
 
 
+@pytest.mark.exhaustive
 def test_thousand_rows_become_a_thousand_runs_and_end(engine: Engine, registry: Registry, deployed: Deployed) -> None:
     """In bulk, 100 a call, and read back 200 a page; each run is of one row, and each row has the end of its run."""
     ids = add_many(engine, [{"type": TYPE}] * 1_000)

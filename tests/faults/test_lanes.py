@@ -29,6 +29,8 @@ LANES = ("task", "async", "isolated", "batch", "together", "auto", "subflow")
 SQLITE, POSTGRESQL = "sqlite", "postgresql-18"
 CASES = [(POSTGRESQL if n % 2 else SQLITE, lane, "threads") for n, lane in enumerate(LANES)]
 CASES += [(POSTGRESQL, lane, "processes") for lane in ("task", "batch")]
+QUICK = [(SQLITE, "task", "threads"), (POSTGRESQL, "batch", "threads")]
+PARAMETERS = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.exhaustive) for case in CASES]
 STRUCK = (
     "settle:before:kill",
     "settle:after-commit:kill",
@@ -99,7 +101,7 @@ def is_locked(engine: Engine) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("database_url", "lane", "runner"), CASES, indirect=["database_url"])
+@pytest.mark.parametrize(("database_url", "lane", "runner"), PARAMETERS, indirect=["database_url"])
 def test_lane_survives_every_fault(
     engine: Engine, start_flow: StartFlow, ledger: Ledger, tmp_path: Path, lane: str
 ) -> None:

@@ -143,7 +143,6 @@ def test_slow_answers_after_a_failover_lose_no_listener(
     registry: Registry,
     done: list[int],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A busy machine takes longer than a proof may: what was heard once is listened for until it is heard again."""
     monkeypatch.setattr(listening, "PROBE_SECONDS", 0.05)

@@ -31,7 +31,12 @@ from tests.kit.tables import statements_of
 pytestmark = pytest.mark.timeout(120)
 
 IN_COMMIT = {"sqlite": -signal.SIGXFSZ, "postgresql": CAUGHT}
-CELLS = [pytest.param(cell, id=str(cell)) for cell in cells()]
+LAST = {(cell.act, cell.dialect, cell.fault): cell for cell in cells()}
+"""Of each act, database and fault the last moment of the last statement: where the most is at stake."""
+
+CELLS = [
+    pytest.param(cell, id=str(cell), marks=() if cell in LAST.values() else pytest.mark.exhaustive) for cell in cells()
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ def settled(ledger: Ledger) -> int:
     return sum(entry.what == "accepted" and entry.outcome == "processed" for entry in ledger.read().entries)
 
 
+@pytest.mark.exhaustive
 def test_twenty_processes_share_ten_connections(
     scarce_server: postgres.Server, children: Processes, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def folder() -> Path:
     return keeping.run_folder() / f"soak-{os.getpid()}-{os.urandom(2).hex()}"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("database", SECONDS)
 def test_short_soak_breaks_no_promise(database: Database, folder: Path, prefect_server: PrefectServer) -> None:
     """S1 to S8 and L1, of every row, after kills, stops, restarts and cuts; and the faults did reach the table."""

@@ -71,7 +71,11 @@ def ends_of_flows(start: StartFlow) -> list[int]:
 
 @pytest.mark.parametrize(
     ("database_url", "lane"),
-    [("sqlite", "k"), ("postgresql-18", "k"), ("sqlite", "k.batch")],
+    [
+        ("sqlite", "k"),
+        pytest.param("postgresql-18", "k", marks=pytest.mark.exhaustive),
+        pytest.param("sqlite", "k.batch", marks=pytest.mark.exhaustive),
+    ],
     indirect=["database_url"],
 )
 def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
@@ -98,7 +102,9 @@ def test_row_that_kills_its_process_takes_one_attempt_of_its_siblings_at_most(
         assert 1 <= executed[row.id] <= 1 + row.fail_count
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql-18"], indirect=True)
+@pytest.mark.parametrize(
+    "database_url", [pytest.param("sqlite", marks=pytest.mark.exhaustive), "postgresql-18"], indirect=True
+)
 @pytest.mark.parametrize(("type_", "at_stake"), [("k.long", 4), ("k.long.batch", 8)])
 def test_row_that_surely_never_began_loses_no_attempt(
     engine: Engine, start_flow: StartFlow, ledger: Ledger, type_: str, at_stake: int

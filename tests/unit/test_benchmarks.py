@@ -34,6 +34,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.exhaustive
 def test_quick_run_tells_each_ratio_and_goal(prefect_server: PrefectServer, tmp_path: Path) -> None:
     """A benchmark that nobody can run, or that lost a side, would be found on the day its figures are wanted."""
     wanted = ("flood", "rules", "scale")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
 from tests.kit import keeping, postgres
 from tests.kit.prefect_server import PrefectServer, create_process_pool, start_worker
@@ -80,7 +80,7 @@ def assert_nothing_is_left(folder: Path) -> None:
     wait_until(lambda: not run.exists(), description="the run's folder is gone", timeout=30)
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", [pytest.param("-n0", marks=pytest.mark.exhaustive), "-n2"])
 def test_run_ends_its_servers(inner_run: Callable[..., Child], tmp_path: Path, workers: str) -> None:
     """One server of each make for all workers, one private one, and none of them after the run."""
     outcome = inner_run(workers)
@@ -93,8 +93,12 @@ def test_run_ends_its_servers(inner_run: Callable[..., Child], tmp_path: Path, w
 
 @pytest.mark.parametrize(
     ("workers", "signum"),
-    [("-n0", signal.SIGINT), ("-n0", signal.SIGKILL), ("-n2", signal.SIGINT), ("-n2", signal.SIGKILL)],
-    ids=["ctrl-c-n0", "kill-n0", "ctrl-c-n2", "kill-n2"],
+    [
+        pytest.param("-n0", signal.SIGINT, id="ctrl-c-n0", marks=pytest.mark.exhaustive),
+        pytest.param("-n0", signal.SIGKILL, id="kill-n0", marks=pytest.mark.exhaustive),
+        pytest.param("-n2", signal.SIGINT, id="ctrl-c-n2"),
+        pytest.param("-n2", signal.SIGKILL, id="kill-n2"),
+    ],
 )
 def test_disturbed_run_ends_its_servers(
     inner_run: Callable[..., Child], tmp_path: Path, workers: str, signum: signal.Signals
@@ -137,7 +141,17 @@ def make_table(url: str) -> None:
         connection.execute(text("CREATE TABLE prepared (n integer)"))
         connection.execute(text("CREATE TABLE numbered (id bigint GENERATED ALWAYS AS IDENTITY, n integer)"))
         connection.execute(text("CREATE TABLE version AS SELECT 1 AS n"))
-    globals().setdefault("left_open", []).append(engine)
+    left_open.append(engine)
+
+
+left_open: list[Engine] = []
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    while left_open:
+        left_open.pop().dispose()
 
 
 def identity(server: postgres.Server, url: str) -> int:
