@@ -43,7 +43,7 @@ PROBE_SECONDS: Final = 5.0
 """How long a notification to oneself may take."""
 
 MOST_UNPROVEN: Final = 3
-"""So many connections by which no notification came, and none before them, are no slow machine: listening is given up."""
+"""After so many connections by which no notification came, and none that worked before, listening is given up."""
 
 ANSWERED_IN_TIME: Final = timedelta(seconds=20)
 """As a lease, of which all that is asked here may take a quarter."""
