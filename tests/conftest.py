@@ -106,7 +106,7 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     for name in [name for name in os.environ if name.startswith("CLAIM_DISPATCH_")]:
         monkeypatch.delenv(name)  # the variable that asks for pgbouncer, too: children would take it for a setting
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
-    before = leaks.Held.now(databases=not _shares_databases(request))
+    before = leaks.Held.now(threads_alone=_shares(request))
     yield
     if databases := sys.modules.get("prefect_claim_dispatch.databases"):  # the kit is tested without the package
         databases.close_all()
@@ -274,8 +274,8 @@ def shared_postgres(name: str) -> postgres.Server:
     return postgres.Server(**keeping.request(name))
 
 
-def _shares_databases(request: pytest.FixtureRequest) -> bool:
-    """Whether the test's module has fixtures that outlive the test: their pools may take connections in it."""
+def _shares(request: pytest.FixtureRequest) -> bool:
+    """Whether the test's module has fixtures that outlive the test: they may connect, or start a child, in it."""
     known = request.node._fixtureinfo.name2fixturedefs.values()
     return any(found[-1].scope != "function" and found[-1].baseid.endswith(".py") for found in known)
 

@@ -17,7 +17,16 @@ from tests.kit.waiting import wait_until
 
 KEPT_THREADS = (
     *("APILogWorkerThread", "EventsWorker", "GlobalEventLoopThread", "PrefectEvents", "QueueService"),
-    *("RunSyncEventLoopThread", "ConcurrencySlotAcquisition", "AnyIO", "asyncio_", "Dask-", "claim-dispatch-deadlines"),
+    *(
+        "RunSyncEventLoopThread",
+        "ConcurrencySlotAcquisition",
+        "AnyIO",
+        "asyncio_",
+        "Dask-",
+        "AsyncProcess Dask",
+        "QueueFeederThread",
+        "claim-dispatch-deadlines",
+    ),
 )
 """Begun once for the process: Prefect's and Dask's, and our watch over deadlines."""
 
@@ -29,17 +38,23 @@ SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What this process holds: descriptors of databases (None: nobody looks), children by pid, threads."""
+    """What this process holds: descriptors of databases, children by pid, threads.
 
-    databases: frozenset[str] | None
+    *threads_alone*: nobody looks at the others.
+    """
+
+    databases: frozenset[str]
     children: frozenset[int]
+    threads_alone: bool
     threads: frozenset[threading.Thread]
 
     @classmethod
-    def now(cls, *, databases: bool = True) -> Held:
+    def now(cls, *, threads_alone: bool = False) -> Held:
         """What it holds at this moment."""
-        opened = frozenset(_databases()) if databases else None
-        return cls(opened, frozenset(_children()), frozenset(threading.enumerate()))
+        threads = frozenset(threading.enumerate())
+        if threads_alone:
+            return cls(frozenset(), frozenset(), threads_alone, threads)
+        return cls(frozenset(_databases()), frozenset(_children()), threads_alone, threads)
 
 
 def check(before: Held) -> None:
@@ -58,12 +73,11 @@ def check(before: Held) -> None:
 
 
 def _left(before: Held) -> list[str]:
-    now = Held.now(databases=before.databases is not None)
-    opened = (now.databases or frozenset()) - (before.databases or frozenset())
+    now = Held.now(threads_alone=before.threads_alone)
     threads = [thread for thread in now.threads - before.threads if not thread.name.startswith(KEPT_THREADS)]
     children = [(pid, _command(pid)) for pid in sorted(now.children - before.children)]
     return [
-        *(f"an open database: {name}" for name in sorted(opened)),
+        *(f"an open database: {name}" for name in sorted(now.databases - before.databases)),
         *(f"a child process: {pid} {told}" for pid, told in children if not any(map(told.__contains__, KEPT_CHILDREN))),
         *(f"a thread: {thread.name} ({type(thread).__module__})" for thread in threads if thread.is_alive()),
     ]

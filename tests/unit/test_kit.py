@@ -57,10 +57,11 @@ def inner_run(children: Processes, tmp_path: Path) -> Callable[..., Child]:
 
     def start(*options: str, **env: str) -> Child:
         outside = {name: None for name in os.environ if name.startswith(("PYTEST_", "COV_", "TEST_KIT_"))}
+        versions = "all" if len(postgres.available()) > 1 else ""
         return children.python(
             *("-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini")),
             *("--rootdir", str(tmp_path), "--basetemp", str(tmp_path / "inner"), *options, str(tmp_path)),
-            env={**outside, "INNER_FOLDER": str(tmp_path), **env},
+            env={**outside, "INNER_FOLDER": str(tmp_path), postgres.VERSIONS: versions, **env},
         )
 
     return start
