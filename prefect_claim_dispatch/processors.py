@@ -26,6 +26,7 @@ from prefect_claim_dispatch.registrations import (
     RowsPerRun,
     Source,
     TaskOptions,
+    code_of,
     function_of,
 )
 from prefect_claim_dispatch.registry import Registry, registry
@@ -147,7 +148,7 @@ def load_modules(modules: Iterable[str], *, catalogue: Iterable[str] = ()) -> No
 
 def place_of(source: Source) -> str:
     """Where *source* is written, as refusals name it."""
-    function = inspect.unwrap(function_of(source))
+    function = inspect.unwrap(code_of(function_of(source)))
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
@@ -235,7 +236,7 @@ def _check_isolation(new: Processor) -> None:
             "isolate a function or a task, or use a deployment"
         )
         raise RegistrationError(msg)
-    if new.isolation is not None and "<locals>" in new.function.__qualname__:
+    if new.isolation is not None and "<" in getattr(new.function, "__qualname__", "<nameless>"):
         msg = f"processor {new.pattern!r}: {new.place} can't be imported by its name in a child; move it to its module"
         raise RegistrationError(msg)
 

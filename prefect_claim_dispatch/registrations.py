@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from prefect import Flow, Task
 from pydantic import TypeAdapter
@@ -86,6 +86,11 @@ class Processor:
     def function(self) -> Callable[..., Any]:
         """The author's function itself."""
         return function_of(self.source)
+
+    @functools.cached_property
+    def code(self) -> Callable[..., Any]:
+        """The function that was written: what a partial, or an object that can be called, comes down to."""
+        return code_of(self.function)
 
     @property
     def is_flow(self) -> bool:
@@ -181,12 +186,12 @@ class Processor:
 
     @functools.cached_property
     def _is_annotated(self) -> bool:
-        return self._payload_name in getattr(self.function, "__annotations__", {})
+        return self._payload_name in getattr(self.code, "__annotations__", {})
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
         # Read late: at decoration time the names in an annotation may not exist yet.
-        annotation = get_type_hints(self.function, include_extras=True).get(self._payload_name, Any)
+        annotation = get_type_hints(self.code, include_extras=True).get(self._payload_name, Any)
         if self.takes_rows_together:
             annotation = _element(annotation)
         return None if annotation in ANY_OBJECT else TypeAdapter(annotation)
@@ -205,3 +210,10 @@ def _element(annotation: Any) -> Any:
 def function_of(source: Any) -> Callable[..., Any]:
     """The function in *source*, or *source* itself."""
     return source.fn if isinstance(source, Task | Flow) else source  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def code_of(function: Any) -> Callable[..., Any]:
+    """What *function* comes down to, where it is a partial, or an object that can be called; else itself."""
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[Any]", function).func
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__

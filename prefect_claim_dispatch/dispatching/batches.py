@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,11 +17,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from prefect_claim_dispatch.dispatching.calling import called, called_async
+from prefect_claim_dispatch.dispatching.returns import Returned, RunFailedError
 from prefect_claim_dispatch.dispatching.work import ActionReference, Work, as_exception
 from prefect_claim_dispatch.outcomes import Cancel, Outcome, Processed, Snooze
 
 TOLD_IDS = 10
 """How many of those that failed a log line names."""
+
+_ANSWERS = (type(None), State, Snooze, Cancel, BaseException)
 
 _WORDS: dict[type[Outcome], str] = {Processed: "processed", Snooze: "snoozed", Cancel: "cancelled"}
 
@@ -78,7 +82,7 @@ class Batch:
             for work in self.works:
                 if work.outcome is None:
                     try:
-                        work.attempt(run_id, self._limit)
+                        _finish(work, work.attempt(run_id, self._limit))
                     except Exception:  # noqa: BLE001, S112 - noted by the work; the others are to be called
                         continue
         return self._ending(is_last_try=is_last_try)
@@ -91,7 +95,7 @@ class Batch:
             for work in self.works:
                 if work.outcome is None:
                     try:
-                        await work.attempt_async(run_id, self._limit)
+                        _finish(work, await work.attempt_async(run_id, self._limit))
                     except Exception:  # noqa: BLE001, S112 - as above
                         continue
         return self._ending(is_last_try=is_last_try)
@@ -138,7 +142,9 @@ class Batch:
         if not works:
             return
         try:
-            answer = called(self.processor.function, _columns(works), self._limit)
+            answer = called(
+                self.processor.function, _columns(works), self._limit, limit=self.processor.time_limit, each=True
+            )
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the flow and all the others
             _fail(works, error)
         else:
@@ -149,7 +155,9 @@ class Batch:
         if not works:
             return
         try:
-            answer = await called_async(self.processor.function, _columns(works), self._limit)
+            answer = await called_async(
+                self.processor.function, _columns(works), self._limit, limit=self.processor.time_limit, each=True
+            )
         except BaseException as error:  # noqa: BLE001 - as above
             _fail(works, error)
         else:
@@ -158,20 +166,23 @@ class Batch:
     def _begun(self, run_id: str) -> list[Work]:
         return [work for work in self.works if work.outcome is None and work.begin(run_id)]
 
-    def _take(self, works: Sequence[Work], answer: Any) -> None:
-        outcomes = [None] * len(works) if answer is None else answer
-        problem = _problem(outcomes, len(works))
+    def _take(self, works: Sequence[Work], answer: Returned | list[Returned | BaseException]) -> None:
+        """Take *answer*, one for all of *works* or one for each; what is wrong with one of them is that one's own."""
+        came = answer if isinstance(answer, list) else [answer] * len(works)
+        problem = _problem(answer, len(works))
         if problem is not None:
-            msg = (
-                f"processor {self.processor.pattern!r} {problem}; return None, or for each of the {len(works)} rows "
-                "None, a Snooze, a Cancel or an exception"
-            )
-            outcomes = [BatchAnswerError(msg)] * len(works)
-        for work, outcome in zip(works, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                work.error = outcome
+            came = [self._strange(problem, len(works))] * len(works)
+        for work, one in zip(works, came, strict=True):
+            if isinstance(one, Returned) and not _is_answer(one):
+                _take_one(work, self._strange(f"answered {type(one.value).__name__} for a row", len(works)))
             else:
-                work.finish(outcome)
+                _take_one(work, one)
+
+    def _strange(self, problem: str, wanted: int) -> BatchAnswerError:
+        return BatchAnswerError(
+            f"processor {self.processor.pattern!r} {problem}; return None, or for each of the {wanted} rows "
+            "None, a Snooze, a Cancel or an exception"
+        )
 
     def _ending(self, *, is_last_try: bool) -> Any:
         failed = self.failed
@@ -204,14 +215,30 @@ def _visible(work: Work) -> Exception:
     return as_exception(work.error)
 
 
-def _problem(answer: Any, wanted: int) -> str | None:
-    if not isinstance(answer, Sequence) or isinstance(answer, str | bytes | State):
-        return f"answered {type(answer).__name__}"
-    outcomes = cast("Sequence[Any]", answer)
-    if len(outcomes) != wanted:
-        return f"answered {len(outcomes)} outcomes for {wanted} rows"
-    strange = next((one for one in outcomes if not isinstance(one, Snooze | Cancel | Exception | None)), None)
-    return None if strange is None else f"answered {type(strange).__name__} for a row"
+def _finish(work: Work, returned: Returned | None) -> None:
+    if returned is not None:
+        work.finish(returned)
+
+
+def _take_one(work: Work, came: Returned | BaseException) -> None:
+    error = came.value if isinstance(came, Returned) else came
+    if isinstance(error, BaseException):
+        work.fail(error)
+        return
+    with suppress(RunFailedError):  # noted by the work
+        work.finish(cast("Returned", came))
+
+
+def _problem(answer: Returned | list[Returned | BaseException], wanted: int) -> str | None:
+    if isinstance(answer, list):
+        return None if len(answer) == wanted else f"answered {len(answer)} outcomes for {wanted} rows"
+    value: Any = answer.value
+    return None if value is None or isinstance(value, State) else f"answered {type(value).__name__}"
+
+
+def _is_answer(came: Returned) -> bool:
+    """Whether it is what a row may be answered. What was waited for may have come to anything, as a call's own may."""
+    return came.was_open or isinstance(came.value, _ANSWERS)
 
 
 def end_of(work: Work) -> str:

@@ -6,10 +6,8 @@ to others by then, whatever became of the ward; and when the flow is gone, the g
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import importlib
-import inspect
 import json
 import multiprocessing
 import os
@@ -24,8 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from prefect.client.schemas.objects import State
-
+from prefect_claim_dispatch.dispatching.calling import called
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Snooze, redacted
 
 _PR_SET_PDEATHSIG = 1
@@ -112,8 +109,7 @@ def _answer(writer: Connection, errand: Errand) -> None:
     try:
         function = _found(*errand.place)
         _limit_memory(errand.memory_bytes)
-        result = function(**errand.arguments)
-        line = _told(asyncio.run(result) if inspect.iscoroutine(result) else result)
+        line = _told(called(function, errand.arguments).verdict())
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is told to the flow
         failed = Failed.from_exception(error)
         line = _line("raised", redacted(failed.error_type, _MAX_NAME_LENGTH), failed.message)
@@ -123,18 +119,14 @@ def _answer(writer: Connection, errand: Errand) -> None:
     os.write(writer.fileno(), line)
 
 
-def _told(result: Any) -> bytes:
-    match result:
-        case Snooze():
-            return _line("snoozed", result.delay.total_seconds(), redacted(result.reason))
-        case Cancel():
-            return _line("cancelled", redacted(result.reason))
-        case State() if not cast("State[Any]", result).is_completed():
-            state = cast("State[Any]", result)
-            message = state.message or f"the processor returned the state {state.name}"
-            return _line("raised", "RunFailedError", redacted(message))
-        case _:
+def _told(verdict: Snooze | Cancel | None) -> bytes:
+    match verdict:
+        case None:
             return _line("returned")
+        case Snooze():
+            return _line("snoozed", verdict.delay.total_seconds(), redacted(verdict.reason))
+        case Cancel():
+            return _line("cancelled", redacted(verdict.reason))
 
 
 def _line(*told: Any) -> bytes:

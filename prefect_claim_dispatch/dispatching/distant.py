@@ -74,7 +74,7 @@ def stand_in() -> None:
 def body_of(processor: Processor, place: Place) -> Callable[..., Any]:
     """The function of the task that runs actions of *processor* in another process."""
     # By name: neither the processor nor anything of its module goes there.
-    pattern, module = processor.pattern, processor.function.__module__
+    pattern, module = processor.pattern, processor.code.__module__
     if processor.is_async:
 
         async def run_async(action: RunReference) -> Any:

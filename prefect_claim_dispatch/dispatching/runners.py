@@ -118,7 +118,7 @@ class DistantDesk:
             RegistrationError: a function that can't be imported by its name there, or a task that can't be sent.
         """
         for processor in processors:
-            function = processor.function
+            function = processor.code
             if function.__module__ == "__main__" or "<locals>" in function.__qualname__:
                 msg = (
                     f"processor {processor.pattern!r}: {processor.place} can't be imported by its name in a worker "

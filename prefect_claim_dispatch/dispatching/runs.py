@@ -76,7 +76,7 @@ def task_of(processor: Processor, body: Callable[..., Any]) -> Task[..., Any]:
         task = Task(
             fn=body,
             name=processor.pattern,
-            description=inspect.getdoc(processor.function),
+            description=inspect.getdoc(processor.code),
             task_run_name=RUN_NAME,
             retries=processor.options.retries,
             retry_delay_seconds=processor.options.retry_delay_seconds,
@@ -150,7 +150,7 @@ def call(work: Workload, artifacts: Artifacts | None = None) -> Any:
     *artifacts*: what tells of a batch on its run's page; None where somebody else does.
     """
     if not isinstance(work, Batch):
-        return work.run(run_id())
+        return work.run(run_id(), is_last_try=_is_last_try())
     with _telling_end(work, artifacts):
         return work.run(run_id(), is_last_try=_is_last_try())
 
@@ -158,7 +158,7 @@ def call(work: Workload, artifacts: Artifacts | None = None) -> Any:
 async def call_async(work: Workload, artifacts: Artifacts | None = None) -> Any:
     """As `call`, for an async processor."""
     if not isinstance(work, Batch):
-        return await work.run_async(run_id())
+        return await work.run_async(run_id(), is_last_try=_is_last_try())
     with _telling_end(work, artifacts):
         return await work.run_async(run_id(), is_last_try=_is_last_try())
 
@@ -176,15 +176,19 @@ def _telling_end(batch: Batch, artifacts: Artifacts | None) -> Generator[None]:
 
 def _is_last_try() -> bool:
     """Whether Prefect has no retries left, so that what is returned now is how the run ends."""
-    context = TaskRunContext.get()
-    return context is None or context.task_run.run_count > context.task.retries
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    if task is not None:
+        return task.task_run.run_count > task.task.retries
+    if flow is None or flow.flow is None or flow.flow_run is None:
+        return True
+    return flow.flow_run.run_count > (flow.flow.retries or 0)
 
 
 def named(body: Callable[..., Any], processor: Processor) -> Callable[..., Any]:
     """*body* under the name of the author's function."""
     # Not functools.wraps: its __wrapped__ would show Prefect the author's signature.
     for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(body, attribute, getattr(processor.function, attribute, None) or getattr(body, attribute))
+        setattr(body, attribute, getattr(processor.code, attribute, None) or getattr(body, attribute))
     return body
 
 

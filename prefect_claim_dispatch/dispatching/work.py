@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from prefect_claim_dispatch.actions import Action, elapsed_clock
 from prefect_claim_dispatch.dispatching.calling import called, called_async
 from prefect_claim_dispatch.dispatching.isolation import call
+from prefect_claim_dispatch.dispatching.returns import NOTHING, Returned, RunFailedError, is_stopped
 from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.registrations import Processor
@@ -38,10 +37,6 @@ class ActionReference:
 
 class ProcessorExitedError(Exception):
     """A processor raised what would end a whole process (`SystemExit`, `KeyboardInterrupt`, ...), told as an error."""
-
-
-class RunFailedError(Exception):
-    """A processor returned a Prefect state other than Completed: as Prefect has it, its run failed."""
 
 
 class Phase(Enum):
@@ -137,13 +132,27 @@ class Work:
     def _is_taken_back(self) -> bool:
         return self._take_back is not None and self.outcome is None and self._take_back(self.reference.key)
 
-    def run(self, run_id: str) -> Any:
+    def run(self, run_id: str, *, is_last_try: bool = True) -> Any:
         """Call a sync processor. Returns what Prefect takes for the run's result or final state."""
-        return self.shown(self.attempt(run_id, self._within))
+        return self._judged(self.attempt(run_id, self._within), is_last_try=is_last_try)
 
-    async def run_async(self, run_id: str) -> Any:
+    async def run_async(self, run_id: str, *, is_last_try: bool = True) -> Any:
         """As `run`, for an async processor."""
-        return self.shown(await self.attempt_async(run_id, self._within))
+        return self._judged(await self.attempt_async(run_id, self._within), is_last_try=is_last_try)
+
+    def _judged(self, returned: Returned | None, *, is_last_try: bool) -> Any:
+        """What the run ends as. A flow that returned states is judged by Prefect by them, as it is elsewhere."""
+        if returned is None:
+            return self.shown()
+        try:
+            self.finish(returned)
+        except RunFailedError:
+            states = returned.for_prefect
+            # A flow run that returns a failed state may be left waiting for its retry: raised, it is retried.
+            if not self.processor.is_flow or (states is not None and not is_last_try):
+                raise
+            return states
+        return self.shown(returned)
 
     def postponed(self, snooze: Snooze) -> Any:
         """Have it done later, as it may not be called now; returns what Prefect takes for the run's final state.
@@ -164,42 +173,38 @@ class Work:
             self._phase = Phase.WITHDRAWN
         self._decide(snooze)
 
-    def attempt(self, run_id: str, within: timedelta | None = None) -> Any:
-        """Call a sync processor, unless it must not begin; what it returned.
+    def attempt(self, run_id: str, within: timedelta | None = None) -> Returned | None:
+        """Call a sync processor; what it returned, for `finish` to take. None: it must not begin, and was not called.
 
         *within* is the time limit of this call, None where Prefect has one on the whole run.
         """
         if not self.begin(run_id):
             return None
         try:
-            isolation = self.processor.isolation
+            processor, isolation = self.processor, self.processor.isolation
             if isolation is not None:
-                result = call(self.processor, isolation, self.arguments)
-            else:
-                result = called(self.processor.function, self.arguments, within)
+                return Returned(call(processor, isolation, self.arguments))
+            return called(processor.function, self.arguments, within, limit=processor.time_limit)
         except BaseException as error:  # SystemExit in one action would end the flow and all the others
             visible = self.fail(error)
             if visible is error:
                 raise
             raise visible from None
-        self.finish(result)
-        return result
 
-    async def attempt_async(self, run_id: str, within: timedelta | None = None) -> Any:
+    async def attempt_async(self, run_id: str, within: timedelta | None = None) -> Returned | None:
         """As `attempt`, for an async processor."""
         if not self.begin(run_id):
             return None
         try:
-            result = await called_async(self.processor.function, self.arguments, within)
+            processor = self.processor
+            return await called_async(processor.function, self.arguments, within, limit=processor.time_limit)
         except BaseException as error:  # SystemExit in one action would end the flow and all the others
             visible = self.fail(error)
             if visible is error:
                 raise
             raise visible from None
-        self.finish(result)
-        return result
 
-    def shown(self, result: Any = None) -> Any:
+    def shown(self, returned: Returned = NOTHING) -> Any:
         """What Prefect takes for the result or final state of the run that ended so."""
         match self.outcome:
             case None:
@@ -210,7 +215,8 @@ class Work:
                 return Completed(name="Cancelled", message="cancelled by its processor")
             case _:
                 # What a processor returns stays with it, unless its author asked Prefect to keep results.
-                return result if getattr(self.processor.source, "persist_result", None) else None
+                is_kept = getattr(self.processor.source, "persist_result", None)
+                return returned.value if is_kept else returned.for_prefect
 
     def conclude(self, ended: str) -> None:
         """Settle the outcome when the Prefect run is over: without one, the attempt failed.
@@ -245,28 +251,22 @@ class Work:
 
         No outcome yet: Prefect may retry.
         """
-        is_stopped = _is_stopped(error)
-        self.error = TimeoutError("over its time limit, or cancelled") if is_stopped else error
-        return error if is_stopped else as_exception(error)
+        was_stopped = is_stopped(error)
+        self.error = TimeoutError("over its time limit, or cancelled") if was_stopped else error
+        return error if was_stopped else as_exception(error)
 
-    def finish(self, result: Any) -> None:
+    def finish(self, returned: Returned) -> None:
         """Take what the processor returned for the outcome.
 
         Raises:
-            RunFailedError: it is a state of failure.
+            RunFailedError: a run of its own, which it returned, did not end well.
         """
-        if result is None:  # nearly always, and a class pattern looks at each of its classes
-            self._decide(_PROCESSED)
-            return
-        match result:
-            case Snooze() | Cancel():
-                self._decide(result)
-            case State() if not result.is_completed():
-                # Raised, since a flow run that returns a failed state is left waiting for its retry.
-                self.error = RunFailedError(result.message or f"the processor returned the state {result.name}")
-                raise self.error
-            case _:
-                self._decide(_PROCESSED)
+        try:
+            verdict = returned.verdict()
+        except RunFailedError as error:
+            self.error = error
+            raise
+        self._decide(_PROCESSED if verdict is None else verdict)
 
     def _decide(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -280,23 +280,6 @@ def as_exception(error: BaseException) -> Exception:
     return ProcessorExitedError(
         f"the processor raised {type(error).__qualname__}: {Failed.from_exception(error).message}"
     )
-
-
-def _is_stopped(error: BaseException) -> bool:
-    """Whether *error* is what ends a call from outside, at a time limit or a cancellation, and not its own doing."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    if type(error).__module__.startswith("prefect."):
-        return True  # thrown into a thread
-    task = _current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop in this thread
-        return None
 
 
 _PROCESSED = Processed()
