@@ -19,7 +19,7 @@ from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.errors import ClaimLostError, ConfigurationError, LostLeaseError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze, Unprocessable
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_at_all
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.settings import Settings
 
@@ -50,7 +50,14 @@ class ClaimedAction(Action):
         settling.settle_action(connection, self, outcome)
 
     def answer(self, outcome: Snooze | Cancel) -> None:
-        """Let the action be snoozed or cancelled when the block is left, instead of processed."""
+        """Let the action be snoozed or cancelled when the block is left, instead of processed.
+
+        Raises:
+            TypeError: *outcome* is neither.
+        """
+        if not isinstance(outcome, Snooze | Cancel):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"answer takes a Snooze or a Cancel, got {type(outcome).__name__}"
+            raise TypeError(msg)
         self.answered.outcome = outcome
 
 
@@ -92,10 +99,10 @@ def claimed_action(
             # Also when it was settled in a transaction: it may be that very transaction which failed. If it did not,
             # the fence keeps what it wrote.
             if not _is_retried():
-                keeper.settle(settlement_for(Failed.from_exception(error), raw, policy))
+                keeper.settle(settlement_at_all(Failed.from_exception(error), raw, policy))
             raise
         if not raw.lease.settled:
-            keeper.settle(settlement_for(action.answered.outcome, raw, policy))
+            keeper.settle(settlement_at_all(action.answered.outcome, raw, policy))
     _require(raw.lease, key)
 
 
@@ -121,7 +128,7 @@ def _decoded(raw: RawAction, keeper: Keeper, policy: RetryPolicy) -> ClaimedActi
         action = raw.action()
     except (ValueError, TypeError, RecursionError) as error:
         outcome = Unprocessable(error_type="UndecodablePayload", message=f"{type(error).__name__}: {error}")
-        keeper.settle(settlement_for(outcome, raw, policy))
+        keeper.settle(settlement_at_all(outcome, raw, policy))
         raise
     return ClaimedAction(**{each.name: getattr(action, each.name) for each in fields(Action)})
 

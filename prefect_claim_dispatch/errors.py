@@ -16,6 +16,7 @@
     │   └── MissingExtraError       an optional dependency is not installed
     ├── DeploymentNotFoundError     no deployment has that name: its actions wait
     ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
+    ├── KeeperDiedError             the thread that settles and renews has died: nothing is written any more
     ├── UnexpectedActionsError      assert_published found something else (also AssertionError)
     ├── EndlessDrainError           drain claimed and claimed, and actions were still due
     └── DatabaseError               the database cannot serve us
@@ -155,6 +156,17 @@ class PrefectUnavailableError(ClaimDispatchError):
     """The Prefect API can't be reached or refuses us; nothing was claimed."""
 
 
+class KeeperDiedError(ClaimDispatchError):
+    """The thread that renews leases and writes verdicts has died; the run ends, and its claims are rescued."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the thread that renews leases and writes verdicts has died of {reason}; what was begun and is not "
+            "settled is rescued when its lease is over, and done again. The log has the traceback: please report it"
+        )
+        self.reason = reason
+
+
 class UnexpectedActionsError(ClaimDispatchError, AssertionError):
     """The actions in the table are not those that a test expects; the message shows what is there instead."""
 
@@ -165,7 +177,7 @@ class EndlessDrainError(ClaimDispatchError):
     def __init__(self, claims: int, type_: str, of_type: int) -> None:
         super().__init__(
             f"actions are still due after {claims:,} claims, {of_type:,} of them of {type_!r}; does its processor "
-            "snooze for no time, or publish its own successor? Otherwise give drain a higher limit"
+            "publish its own successor, or fail without a back-off? Otherwise give drain a higher limit"
         )
         self.claims = claims
         self.type = type_

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from prefect_claim_dispatch import claiming, settling
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.deadlines import answered_in_time
+from prefect_claim_dispatch.errors import KeeperDiedError
 from prefect_claim_dispatch.fences import Key, one_of_each_action, taken_of
 from prefect_claim_dispatch.marks import Marks
 from prefect_claim_dispatch.outages import Outage
@@ -67,6 +68,9 @@ class Keeper:
         self._retry_at = 0.0
         self._outage = Outage("the action table can't be written")
         self._is_closing = False
+        self._died: BaseException | None = None
+        self.tell: Callable[[KeeperDiedError], None] = _nobody
+        """Called, in its thread, when that dies."""
         self._thread: threading.Thread | None = None
         self._sentinel: Sentinel | None = None
 
@@ -98,7 +102,7 @@ class Keeper:
                 if key in self._held and key not in self._verdicts and key not in self._marks:
                     self._marks.note(key, run_id)
             self._hurry()
-            self._written.wait_for(lambda: self._marks.are_written(keys) or self._outage.is_on, timeout)
+            self._written.wait_for(lambda: self._marks.are_written(keys) or self._is_away, timeout)
             is_written = self._marks.are_written(keys)
         if is_written:
             for raw in claimed:
@@ -133,13 +137,16 @@ class Keeper:
         with self._lock:
             if self._verdicts:
                 self._hurry()
-            self._written.wait_for(lambda: not self._verdicts or (self._outage.is_on and not patiently), timeout)
+            self._written.wait_for(lambda: not self._verdicts or (self._is_away and not patiently) or self._died, timeout)
             return not self._verdicts
 
     def close(self) -> None:
         """Write what is left, while its leases last, and end the thread.
 
         Claims without a verdict are left to their leases.
+
+        Raises:
+            KeeperDiedError: its thread has died before, and verdicts are not written.
         """
         with self._lock:
             self._is_closing = True
@@ -150,12 +157,18 @@ class Keeper:
         if self._sentinel is not None:
             self._sentinel.stop()
             self._sentinel = None
+        if self._verdicts:
+            self.check()
 
     def _start(self) -> None:
         # Renewal comes a third of a lease after the last at the latest; half a lease later the lease still stands.
         self._sentinel = Sentinel(self._lease.total_seconds() / 2)
         self._thread = threading.Thread(target=self._run, name="claim-dispatch-keeper", daemon=True)
         self._thread.start()
+
+    @property
+    def _is_away(self) -> bool:
+        return self._outage.is_on or self._died is not None
 
     def _hurry(self) -> None:
         """Wait for no company."""
@@ -170,8 +183,25 @@ class Keeper:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        with answered_in_time(self._lease):
-            self._write_until_closed()
+        try:
+            with answered_in_time(self._lease):
+                self._write_until_closed()
+        except BaseException as error:
+            # Nobody else renews and settles: what was begun would be done again, and the flow never hear of it.
+            logger.critical("the thread that settles and renews has died", exc_info=True)
+            with self._lock:
+                self._died = error
+                self._written.notify_all()
+            self.tell(KeeperDiedError(type(error).__name__))
+
+    def check(self) -> None:
+        """Raise if its thread has died.
+
+        Raises:
+            KeeperDiedError: nothing is settled and renewed any more.
+        """
+        if self._died is not None:
+            raise KeeperDiedError(type(self._died).__name__) from self._died
 
     def _write_until_closed(self) -> None:
         while True:
@@ -315,3 +345,7 @@ class Keeper:
             expired = {key: verdict for key, verdict in self._verdicts.items() if now >= self._held[key].lease.expires}
             self._marks.keep(lambda key: self._held[key].lease.holds)
         self._conclude(expired, settled=())
+
+
+def _nobody(_error: KeeperDiedError) -> None:
+    """Nobody waits to be told; `Keeper.check` tells those who ask."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 MAX_ERROR_LENGTH = 1_000
 MAX_DELAY = timedelta(days=3650)
+MAX_NAME_LENGTH = 200
+LEAST_SNOOZE = timedelta(seconds=1)
 
 _CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)[^\s/@:]*:[^\s/@]*@")
 _ASSIGNMENTS = re.compile(
@@ -26,9 +29,19 @@ def redacted(text: str, limit: int = MAX_ERROR_LENGTH) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _check_text(outcome: str, remedy: str, reason: Any) -> None:
+    # Found here, it is the processor's own error; later, the row would have no verdict at all.
+    if not isinstance(reason, str):
+        msg = f"{outcome} takes a text as its reason, got {type(reason).__name__}; write {remedy}"
+        raise TypeError(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class Snooze:
-    """Run the action again after *delay*, counted on the database's clock. Costs no attempt."""
+    """Run the action again after *delay*, counted on the database's clock. Costs no attempt.
+
+    A *delay* below `LEAST_SNOOZE` is kept the first time only: what always answers "at once" would never rest.
+    """
 
     delay: timedelta
     reason: str = ""
@@ -40,6 +53,7 @@ class Snooze:
         if not timedelta(0) <= self.delay <= MAX_DELAY:
             msg = f"Snooze delay must be from zero to {MAX_DELAY.days} days, got {self.delay}"
             raise ValueError(msg)
+        _check_text("Snooze", "Snooze(delay, str(reason))", self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,9 @@ class Cancel:
     """The action is not wanted any more: terminal, with *reason* kept in `errors`."""
 
     reason: str
+
+    def __post_init__(self) -> None:
+        _check_text("Cancel", "Cancel(str(reason))", self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +82,10 @@ class Failed:
     def from_exception(cls, error: BaseException) -> Failed:
         """The failure that *error* stands for, redacted; survives a `__str__` that raises itself."""
         try:
-            message = str(error)
+            message = redacted(str(error))
         except BaseException as unprintable:  # noqa: BLE001 - a hostile __str__ must not take the batch with it
             message = f"<{type(unprintable).__name__} while printing the error>"
-        return cls(error_type=type(error).__qualname__, message=redacted(message))
+        return cls(error_type=redacted(type(error).__qualname__, MAX_NAME_LENGTH), message=message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, assert_never
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.outcomes import (
+    LEAST_SNOOZE,
+    MAX_NAME_LENGTH,
     Cancel,
     Crashed,
     Failed,
@@ -96,7 +98,7 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
     Processed        processed                                  no
     Failed, Crashed  pending after back-off; dead when used up  yes
     Unprocessable    dead                                       no
-    Snooze           pending after its delay                    no
+    Snooze           pending after its delay, see `_rest`        no
     Cancel           cancelled, reason in errors                no
     Released         pending, due as before                     no
     ===============  =========================================  ===================
@@ -118,13 +120,34 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
             error = _error(action, "unprocessable", outcome.error_type, outcome.message)
             return _settlement(outcome, action, ActionStatus.DEAD, errors=_appended(action, error))
         case Snooze(delay=delay):
-            return _settlement(outcome, action, ActionStatus.PENDING, delay=delay)
+            return _settlement(outcome, action, ActionStatus.PENDING, delay=_rest(action, delay))
         case Cancel(reason=reason):
             error = _error(action, "cancelled", "Cancel", reason)
             return _settlement(outcome, action, ActionStatus.CANCELLED, errors=_appended(action, error))
         case Released():
             return _settlement(outcome, action, ActionStatus.PENDING)
     assert_never(outcome)
+
+
+def settlement_at_all(outcome: Outcome, action: Claimed, policy: RetryPolicy) -> Settlement:
+    """`settlement_for`, or where there is none, that of the failure to find it: of this action alone.
+
+    An outcome that its author's code has made in spite of its checks would leave the action claimed for ever.
+    """
+    try:
+        return settlement_for(outcome, action, policy)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the attempt came to
+        try:
+            return settlement_for(Failed.from_exception(error), action, policy)
+        except Exception:  # noqa: BLE001 - it was the policy, then
+            return settlement_for(Failed.from_exception(error), action, RetryPolicy())
+
+
+def _rest(action: Claimed, delay: timedelta) -> timedelta:
+    """*delay*; from the second claim without a failure on `LEAST_SNOOZE` at least, or it would be claimed for ever."""
+    Snooze(delay)  # a subclass may have left out the check
+    is_first = action.claim_count - action.fail_count <= 1
+    return delay if is_first else max(delay, LEAST_SNOOZE)
 
 
 def _after_failure(outcome: Outcome, action: Claimed, policy: RetryPolicy, error: Mapping[str, Any]) -> Settlement:
@@ -161,7 +184,7 @@ def _error(action: Claimed, kind: str, error_type: str, message: str) -> Mapping
         "attempt": action.fail_count + 1,
         "claim_count": action.claim_count,
         "kind": kind,
-        "type": error_type,
+        "type": redacted(error_type, MAX_NAME_LENGTH),
         "message": redacted(message),
     }
 

@@ -100,7 +100,11 @@ def settle_action(connection: Connection, action: Action, outcome: Outcome | Non
 
     Raises:
         LostLeaseError: the claim is not held any more; roll the transaction back.
+        TypeError: *outcome* is none.
     """
+    if not isinstance(outcome, Outcome | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"settle_action takes an outcome, such as Snooze(...) or Cancel(...), got {type(outcome).__name__}"
+        raise TypeError(msg)
     settlement = settlement_for(outcome or Processed(), action, RetryPolicy())
     table = actions_table(action.table, action.schema)
     if action.id not in write_settlements(connection, table, [settlement]):

@@ -18,7 +18,7 @@ from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.errors import DeploymentNotFoundError
 from prefect_claim_dispatch.outcomes import Failed, Outcome, Released
 from prefect_claim_dispatch.outstanding import Followed
-from prefect_claim_dispatch.policies import settlement_for
+from prefect_claim_dispatch.policies import settlement_at_all
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import Tally
 
@@ -74,7 +74,7 @@ class Creator:
     def settle(self, verdicts: Refusals) -> int:
         """Write what the actions came to; returns how many the table took."""
         settlements = {
-            raw.id: (raw.type, settlement_for(outcome, raw, self._routing.policy(self._routing.match(raw.type))))
+            raw.id: (raw.type, settlement_at_all(outcome, raw, self._routing.policy(self._routing.match(raw.type))))
             for raw, outcome in verdicts
         }
         taken = settling.settle(self._engine, self._table, [settlement for _, settlement in settlements.values()])

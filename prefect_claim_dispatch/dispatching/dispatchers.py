@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -23,6 +24,8 @@ from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
 from prefect_claim_dispatch.dispatching.runs import Desk
 from prefect_claim_dispatch.dispatching.work import ActionReference
 from prefect_claim_dispatch.registrations import Processor
+
+logger = logging.getLogger(__name__)
 
 OnDone = Callable[[Workload, str], None]
 
@@ -124,7 +127,12 @@ def once(work: Workload, on_done: OnDone, ended: Callable[[Any], str]) -> Callab
     held = [work]
 
     def done(future: Any) -> None:
-        on_done(held.pop(), ended(future))
+        try:
+            how = ended(future)
+        except BaseException as error:  # a future swallows what its callbacks raise, and the slot would be lost
+            logger.exception("how the run of %s ended can't be told", held[0].reference.name)
+            how = type(error).__name__
+        on_done(held.pop(), how)
 
     return done
 

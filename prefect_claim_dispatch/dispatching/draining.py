@@ -25,7 +25,7 @@ from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
 from prefect_claim_dispatch.outcomes import Outcome, Released
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_at_all
 from prefect_claim_dispatch.processors import Registry, load_modules, registry
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import DispatchReport, Tally
@@ -153,7 +153,7 @@ class Drain:
     def _attempt(self, group: Sequence[RawAction]) -> None:
         processor = self._routing.match(group[0].type)
         assert processor is not None  # noqa: S101 - only routable lanes are claimed
-        works = [(raw, work) for raw in group if (work := self._admitted(raw, processor)) is not None]
+        works = self._all_admitted(group, processor)
         if not works:
             return
         self._tally.add("dispatched", len(works))
@@ -173,6 +173,18 @@ class Drain:
                 if isinstance(work.error, KeyboardInterrupt):
                     raise work.error from None
 
+    def _all_admitted(self, group: Sequence[RawAction], processor: Processor) -> list[tuple[RawAction, Work]]:
+        works: dict[RawAction, Work | None] = {}
+        try:
+            for raw in group:
+                works[raw] = self._admitted(raw, processor)
+        except BaseException:  # Ctrl-C, in facts or a validator: nothing has begun
+            for raw in group:
+                if works.get(raw, raw) is not None:
+                    self._settle(raw, Released(), self._routing.policy(processor))
+            raise
+        return [(raw, work) for raw, work in works.items() if work is not None]
+
     def _admitted(self, raw: RawAction, processor: Processor) -> Work | None:
         policy = self._routing.policy(processor)
         verdict = guarded(raw, processor, policy)
@@ -183,7 +195,7 @@ class Drain:
         return Work(action, processor, arguments, on_begin=_ignore, on_outcome=_ignore)
 
     def _settle(self, raw: RawAction, outcome: Outcome, policy: RetryPolicy) -> None:
-        settlement = settlement_for(outcome, raw, policy)
+        settlement = settlement_at_all(outcome, raw, policy)
         settled = settling.settle(self._executor(), self._table, [settlement])
         if raw.id in settled or raw.lease.settled:
             self._tally.settled([(raw.type, settlement)])

@@ -10,6 +10,8 @@ from prefect_claim_dispatch import rules
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.clocks import wall_clock
+from prefect_claim_dispatch.dispatching.returns import awaited
+from prefect_claim_dispatch.dispatching.signals import own
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Unprocessable, redacted
 from prefect_claim_dispatch.payloads import problems
 from prefect_claim_dispatch.policies import RetryPolicy
@@ -48,13 +50,13 @@ def arguments_for(action: Action, processor: Processor) -> dict[str, Any] | Unpr
         return processor.arguments(action)
     except ValidationError as error:
         return Unprocessable(error_type="InvalidPayload", message=problems(error))
-    except Exception as error:  # noqa: BLE001 - a validator is the author's code and may raise anything
-        return Unprocessable(error_type="InvalidPayload", message=f"validation raised {type(error).__name__}")
+    except BaseException as error:  # noqa: BLE001 - a validator is the author's code and may raise anything
+        return Unprocessable(error_type="InvalidPayload", message=f"validation raised {type(own(error)).__name__}")
 
 
 def facts_about(action: Action, processor: Processor) -> dict[str, Any]:
     """The present state that the rules of *action* look at; empty when *processor* names none."""
-    return {} if processor.facts is None else dict(processor.facts(action))
+    return {} if processor.facts is None else dict(awaited(processor.facts(action)))
 
 
 def _ask_rules(action: Action, processor: Processor) -> Outcome | None:
@@ -66,12 +68,12 @@ def _ask_rules(action: Action, processor: Processor) -> Outcome | None:
         return Unprocessable(error_type="InvalidRules", message=_why(error))
     try:
         facts = facts_about(action, processor)
-    except Exception as error:  # noqa: BLE001 - the present state can't be asked now; it may be tomorrow
-        return Failed.from_exception(error)
+    except BaseException as error:  # noqa: BLE001 - the present state can't be asked now; it may be tomorrow
+        return Failed.from_exception(own(error))
     try:
         is_wanted = rules.evaluate(compiled, rules.context_of(action, facts, now=wall_clock()))
-    except Exception as error:  # noqa: BLE001
-        return Unprocessable(error_type="RulesFailed", message=_why(error))
+    except BaseException as error:  # noqa: BLE001 - facts may be anything, and raise when they are looked at
+        return Unprocessable(error_type="RulesFailed", message=_why(own(error)))
     if is_wanted:
         return None
     return processor.on_rules_false or Cancel("the rules are false")

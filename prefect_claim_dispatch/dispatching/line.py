@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from prefect_claim_dispatch.claiming import RawAction
@@ -16,10 +17,12 @@ from prefect_claim_dispatch.dispatching.slots import POLL, Slots
 from prefect_claim_dispatch.dispatching.suspects import Group, Trials
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.keeping import Keeper
-from prefect_claim_dispatch.outcomes import Outcome, Released
-from prefect_claim_dispatch.policies import settlement_for
+from prefect_claim_dispatch.outcomes import Failed, Outcome, Released
+from prefect_claim_dispatch.policies import settlement_at_all
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import Tally
+
+logger = logging.getLogger(__name__)
 
 
 class Line:
@@ -145,13 +148,23 @@ class Line:
         self._keeper.begin((work.action.id, work.action.claim_count), run_id)
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
-        self._keeper.settle(settlement_for(outcome, work.action, self._routing.policy(work.processor)))
+        self._keeper.settle(settlement_at_all(outcome, work.action, self._routing.policy(work.processor)))
 
     def _settle_raw(self, raw: RawAction, outcome: Outcome) -> None:
         policy = self._routing.policy(self._routing.match(raw.type))
-        self._keeper.settle(settlement_for(outcome, raw, policy))
+        self._keeper.settle(settlement_at_all(outcome, raw, policy))
 
     def _done(self, run: Workload, ended: str) -> None:
+        try:
+            self._conclude(run, ended)
+        except BaseException as error:  # the future that calls this would swallow it, and the slot would be lost
+            logger.exception("what became of %s can't be settled; what has no verdict yet failed", run.reference.name)
+            for work in run.works:
+                self._settle(work, Failed.from_exception(error))
+        finally:
+            self._slots.free(run)
+
+    def _conclude(self, run: Workload, ended: str) -> None:
         if not run.has_begun and self._api is not None and self._api.is_away():
             # Prefect asks its API before it calls a task in a new thread: that is no failure of these actions'.
             for work in run.works:
@@ -162,4 +175,3 @@ class Line:
                 # It never began, since its lease could not be relied on any more, or the run ended before its turn:
                 # give it back, if it is still ours to give.
                 self._settle(work, Released())
-        self._slots.free(run)

@@ -74,6 +74,7 @@ class ClaimLoop:
         self._outage = Outage("nothing can be claimed")
         self._signals = Signals()
         self._slots = Slots(options.concurrency, self._signals)
+        keeper.tell = self._slots.fail
         self._ripening = Ripening(routing, self._count_due, slots=options.concurrency)
         self._grouping = Grouping(routing, options, self._ripening.at_most)
         self._line = Line(routing, self._grouping, self._slots, dispatcher, keeper, tally, options=options, api=api)
@@ -126,6 +127,7 @@ class ClaimLoop:
     def _round(self, stay_until: float) -> bool:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
         self._slots.heed()
+        self._keeper.check()
         outstanding, ended = len(self._slots), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
         is_settled = not outstanding and self._settle_soon()
@@ -300,3 +302,4 @@ class ClaimLoop:
     def _finish(self) -> None:
         self._line.finish()
         self._keeper.flush(timeout=self._options.lease.total_seconds())
+        self._keeper.check()

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, cast
 
 from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch.dispatching.returns import awaited
+from prefect_claim_dispatch.dispatching.signals import own
 from prefect_claim_dispatch.encoding import MAX_DEPTH, Limits, encode
 from prefect_claim_dispatch.errors import InvalidPayloadError
 from prefect_claim_dispatch.outcomes import Failed
@@ -39,19 +41,16 @@ def parameters_of(
 
     Its author's mistake fails the attempt, and not the action for good: the next deploy may mend it.
     """
-    chosen: Any = {}
-    if deployment.parameters is not None:
-        try:
-            chosen = deployment.parameters(action)
-        except Exception as error:  # noqa: BLE001 - the author's code may raise anything, and harms its row alone
-            return Failed.from_exception(error)
-    if not isinstance(chosen, Mapping):
-        kind = type(chosen).__name__
-        return _refused(f"parameters must return a mapping of names to JSON, got {kind}")
     try:
+        chosen: Any = {} if deployment.parameters is None else awaited(deployment.parameters(action))
+        if not isinstance(chosen, Mapping):
+            kind = type(chosen).__name__
+            return _refused(f"parameters must return a mapping of names to JSON, got {kind}")
         given: dict[str, Any] = json.loads(encode(cast("Mapping[Any, Any]", chosen), LIMITS))
     except InvalidPayloadError as error:
         return _refused(str(error))
+    except BaseException as error:  # noqa: BLE001 - the author's code may raise anything, and harms its row alone
+        return Failed.from_exception(own(error))
     if REFERENCE in asked_for:
         given.setdefault(REFERENCE, reference_to(action, policy))
     return given

@@ -22,7 +22,7 @@ from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.run_states import RunSeen, Step, verdict_on
 from prefect_claim_dispatch.outcomes import Crashed, Outcome, Released
 from prefect_claim_dispatch.outstanding import Followed, Outstanding
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_at_all
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import UNLIMITED_ATTEMPTS
 
@@ -101,7 +101,7 @@ class Reconciler:
 
     def _settle(self, outcomes: Sequence[tuple[Outstanding, Outcome]]) -> int:
         settlements = {
-            row.id: (row.type, settlement_for(outcome, row, self._policy(row.type))) for row, outcome in outcomes
+            row.id: (row.type, settlement_at_all(outcome, row, self._policy(row.type))) for row, outcome in outcomes
         }
         taken = settling.settle(self._engine, self._table, [settlement for _, settlement in settlements.values()])
         self._tally.settled([settlements[id_] for id_ in taken])

@@ -14,8 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import FrameType
 from typing import Any, Final
+
+from prefect.exceptions import TerminationSignal
 
 PATIENCE: Final = 1.0
 """Seconds that a step has to end: one that waits for a lock of the database's may take far longer."""
@@ -23,6 +26,30 @@ PATIENCE: Final = 1.0
 HELD: Final = (signal.SIGTERM, signal.SIGINT)
 
 Handler = Callable[[int, FrameType | None], Any]
+
+
+def own(error: BaseException) -> BaseException:
+    """*error*, which an author's code has raised by itself.
+
+    Raises:
+        BaseException: a signal's handler has raised it, or what it came of: that ends the flow, whatever was called.
+            Handlers run in the main thread alone; where no `Signals` hold them, a Ctrl-C can't be told from its like.
+    """
+    if threading.current_thread() is threading.main_thread():
+        seen = list[BaseException]()
+        one: BaseException | None = error
+        while one is not None and not any(one is other for other in seen):
+            if _is_of_handler(one):
+                raise one
+            seen.append(one)
+            one = one.__cause__ or one.__context__
+    return error
+
+
+def _is_of_handler(error: BaseException) -> bool:
+    if not _holding:
+        return isinstance(error, KeyboardInterrupt | TerminationSignal)
+    return any(frame.f_code is Signals._take.__code__ for frame, _ in walk_tb(error.__traceback__))  # pyright: ignore[reportPrivateUsage] # noqa: SLF001
 
 
 class Signals:
@@ -63,10 +90,12 @@ class Signals:
                 self._handlers[signum] = handler
                 signal.signal(signum, self._take)
         self._is_held = True
+        _holding.append(self)
         try:
             yield
         finally:
             self._is_held = False
+            _holding.remove(self)
             for signum, handler in self._handlers.items():
                 if signal.getsignal(signum) == self._take:  # else somebody, a processor perhaps, has set another
                     signal.signal(signum, handler)
@@ -87,6 +116,10 @@ class Signals:
         time.sleep(PATIENCE)
         if self._waiting and self._is_held:
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
+
+
+_holding: list[Signals] = []
+"""Those that hold the handlers of this process."""
 
 
 def _nobody() -> None:

@@ -31,6 +31,7 @@ class Slots:
         self._taken: set[Workload] = set()
         self._ended = 0
         self._is_woken = False
+        self._failure: BaseException | None = None
 
     def __len__(self) -> int:
         with self._lock:
@@ -117,14 +118,22 @@ class Slots:
         """Wait, whatever ends meanwhile: each of a thousand ends would otherwise be a try of its own."""
         self._wait(lambda: False, seconds)
 
+    def fail(self, error: BaseException) -> None:
+        """Have every wait raise *error*, those that last included; from any thread."""
+        with self._lock:
+            self._failure = error
+            self._freed.notify_all()
+
     def _wait(self, is_over: Callable[[], bool], within: float = math.inf) -> bool:
         """Until *is_over*, *within* seconds at most; whether it is. A signal that comes is heeded, and may end it."""
         until = time.monotonic() + within
         while True:
             with self._lock:
                 left = None if within == math.inf else until - time.monotonic()
-                self._freed.wait_for(lambda: self._signals.have_come or is_over(), left)
+                self._freed.wait_for(lambda: self._signals.have_come or self._failure or is_over(), left)
                 was_over = is_over()
+            if self._failure is not None:
+                raise self._failure
             if not self._signals.have_come:
                 return was_over
             self._signals.heed()  # it raises, mostly; a handler that does not leaves what is waited for as it is

@@ -75,7 +75,10 @@ def heard(state: State[Any]) -> Told | None:
 def outcome_in(told: Told, key: Key) -> Outcome | None:
     """The outcome of the row *key*."""
     plain = told[MARK].get(_text(key))
-    return None if plain is None else _meaning(plain)
+    try:
+        return None if plain is None else _meaning(plain)
+    except Exception as error:  # noqa: BLE001 - what one row was told must not keep the others from hearing
+        return Failed.from_exception(error)
 
 
 def is_settled_in(told: Told, key: Key) -> bool:
@@ -92,6 +95,13 @@ def _text(key: Key) -> str:
 
 
 def _plain(outcome: Outcome) -> list[Any]:
+    try:
+        return _told(outcome)
+    except Exception as error:  # noqa: BLE001 - an outcome that can't be told is that row's failure, and no other's
+        return _told(Failed.from_exception(error))
+
+
+def _told(outcome: Outcome) -> list[Any]:
     match outcome:
         case Processed():
             return ["processed"]
