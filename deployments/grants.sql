@@ -30,7 +30,8 @@ GRANT SELECT (id, type, idempotency_key) ON action_logs TO claim_dispatch_publis
 -- Dispatcher: reads actions and writes their life, but neither their type nor their payload; it inserts and deletes nothing.
 GRANT SELECT ON action_logs, action_logs_version, action_logs_paused TO claim_dispatch_dispatcher;
 GRANT UPDATE (
-    end_at, status, claimed_at, claimed_by, claim_count, lease_expires_at, run_id, fail_count, errors, processed_at, settled_at, updated_at
+    end_at, status, claimed_at, claimed_by, claim_count, lease_expires_at, run_id, fail_count, errors, processed_at, settled_at, updated_at,
+    held_until
 ) ON action_logs TO claim_dispatch_dispatcher;
 
 -- Operator: status, retry, reschedule, cancel, pause, publish, and prune, the only one that deletes.

@@ -11,6 +11,8 @@ from typing import Any
 
 MAX_TYPE_LENGTH = 120
 MAX_KEY_LENGTH = 255
+MAX_CLAIM_COUNT = 2**63 - 1
+MAX_FAIL_COUNT = 2**31 - 1
 RESERVED_RULES = "__rules"
 RESERVED_META = "__meta"
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)

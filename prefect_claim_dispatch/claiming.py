@@ -13,18 +13,28 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Engine, Row, Table, UpdateBase
-from sqlalchemy.exc import IntegrityError
 
-from prefect_claim_dispatch import databases, limiting
-from prefect_claim_dispatch.actions import RESERVED_META, RESERVED_RULES, Action, Lease, ThawedAction, elapsed_clock
+from prefect_claim_dispatch import databases, hot_keys, limiting, refusals
+from prefect_claim_dispatch.actions import (
+    MAX_CLAIM_COUNT,
+    RESERVED_META,
+    RESERVED_RULES,
+    Action,
+    Lease,
+    ThawedAction,
+    elapsed_clock,
+)
 from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.encoding import MAX_DEPTH
 from prefect_claim_dispatch.errors import DatabaseContendedError, DatabaseError
+from prefect_claim_dispatch.outcomes import Unprocessable
+from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
-from prefect_claim_dispatch.statements.claim import claim as claim_statement
+from prefect_claim_dispatch.statements.claim import candidates as candidates_statement
+from prefect_claim_dispatch.statements.claim import claim_one as claim_one_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
 from prefect_claim_dispatch.surveying import Lane, Survey, count_due, survey
 
@@ -37,6 +47,7 @@ CONTENDED_TRIES = 3
 # By position, as in `action_columns`: a row looks names up at ten times the cost.
 EARLIEST = itemgetter(3, 0)
 PRIORITY = itemgetter(7)
+CLAIM_COUNT = itemgetter(5)
 
 _decoder = json.JSONDecoder()
 
@@ -163,44 +174,133 @@ def claim(
     *max_running*: at most so many actions of the *lanes*, all of one type, may then be claimed, by whomever; see
     `limiting.room`. None come while somebody else counts them.
     """
-    if not lanes or limit < 1:
-        return []
-    lanes = sorted(lanes[:MAX_LANES], key=_in_turn)
+    claimed: list[RawAction] = []
+    wanted = _Wanted(lease, claimed_by, until, may_begin, kept_waiting, max_running)
+    for start in range(0, len(lanes), MAX_LANES):
+        if len(claimed) >= limit:
+            break
+        some = sorted(lanes[start : start + MAX_LANES], key=_in_turn)
+        brought = _claim_from(engine, table, some, limit - len(claimed), wanted)
+        if start == 0 and len(brought) >= min(limit, len(some)):
+            return brought
+        # Some of them brought nothing: what waits for a key must not hide the others.
+        claimed += brought
+        if len(brought) >= len(some):
+            break
+    # Each time in order already; together they are not.
+    return sorted(sorted(claimed, key=lambda raw: EARLIEST(raw.row)), key=lambda raw: raw.priority, reverse=True)
+
+
+class _Wanted(NamedTuple):
+    """How to claim, see `claim`."""
+
+    lease: timedelta
+    claimed_by: str
+    until: datetime | None
+    may_begin: bool
+    kept_waiting: Callable[[list[RawAction]], Collection[RawAction]] | None
+    max_running: int | None
+
+    def parameters(self, lanes: Sequence[Lane], limit: int) -> dict[str, Any]:
+        """What the statement binds."""
+        parameters: dict[str, Any] = {
+            "limit": limit,
+            "lease_seconds": self.lease.total_seconds(),
+            "claimed_by": self.claimed_by,
+            "run_id": self.claimed_by if self.may_begin else None,
+        }
+        for position, lane in enumerate(lanes):
+            parameters |= {f"type_{position}": lane.type, f"priority_{position}": lane.priority}
+        return parameters if self.until is None else parameters | {"until": self.until}
+
+
+def _claim_from(
+    engine: Engine | Connection, table: Table, lanes: Sequence[Lane], limit: int, wanted: _Wanted
+) -> list[RawAction]:
+    """As `claim`, of lanes that one statement names, in their order."""
     shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=_in_turn))
-    statement = claim_statement(table, engine.dialect.name, shape, bounded=until is not None)
-    parameters: dict[str, Any] = {
-        "limit": limit,
-        "lease_seconds": lease.total_seconds(),
-        "claimed_by": claimed_by,
-        "run_id": claimed_by if may_begin else None,
-    }
-    for position, lane in enumerate(lanes):
-        parameters |= {f"type_{position}": lane.type, f"priority_{position}": lane.priority}
-    if until is not None:
-        parameters["until"] = until
+    parameters = wanted.parameters(lanes, limit)
+
+    def claim_them(connection: Connection) -> Sequence[Row[Any]]:
+        return hot_keys.claimed_rows(connection, table, lanes, shape, parameters)
+
     for _ in range(CONTENDED_TRIES):
-        expires = elapsed_clock() + lease.total_seconds()
         try:
-            with databases.transaction(engine) as connection:
-                if max_running is not None:
-                    left = limiting.room(connection, table, lanes[0].type, max_running, is_joined=connection is engine)
-                    parameters["limit"] = min(limit, left)
-                    if left < 1:
-                        return []
-                rows = connection.execute(statement, parameters).all()
-                in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
-                claimed = [RawAction(row, Lease(expires=expires, may_begin=may_begin), table) for row in in_order]
-                if kept_waiting is not None:
-                    _keep_waiting(connection, table, kept_waiting(claimed))
-        except DatabaseError as error:
-            if not isinstance(error, DatabaseContendedError) and not isinstance(error.__cause__, IntegrityError):
+            return _claimed(engine, table, lanes[0].type, parameters, claim_them, wanted)
+        except (DatabaseError, *refusals.UNSENDABLE) as error:
+            if isinstance(engine, Engine) and refusals.is_of_a_row(error):
+                return _claim_each(engine, table, lanes, shape, parameters, wanted)
+            if not isinstance(error, DatabaseContendedError) and not refusals.is_taken(error.__cause__):
                 raise
             # Another claimer, looking a moment earlier or later, took an action of the same ordering key; or each of
             # two took one that the other wanted. Nothing of ours was written.
             logger.debug("claim met another claim of the same ordering key (%s); trying again", type(error).__name__)
-            continue
-        return claimed
     return []
+
+
+def _claimed(  # noqa: PLR0917 - each of another type
+    engine: Engine | Connection,
+    table: Table,
+    type_: str,
+    parameters: dict[str, Any],
+    claim_them: Callable[[Connection], Sequence[Row[Any]]],
+    wanted: _Wanted,
+) -> list[RawAction]:
+    """What *claim_them* brings in one transaction, committed when this returns."""
+    expires = elapsed_clock() + wanted.lease.total_seconds()
+    with databases.transaction(engine) as connection:
+        if wanted.max_running is not None:
+            left = limiting.room(connection, table, type_, wanted.max_running, is_joined=connection is engine)
+            if left < 1:
+                return []
+            parameters["limit"] = min(parameters["limit"], left)
+        rows = _without_spent(connection, table, claim_them(connection))
+        in_order = sorted(sorted(rows, key=EARLIEST), key=PRIORITY, reverse=True)
+        claimed = [RawAction(row, Lease(expires=expires, may_begin=wanted.may_begin), table) for row in in_order]
+        if wanted.kept_waiting is not None:
+            _keep_waiting(connection, table, wanted.kept_waiting(claimed))
+    return claimed
+
+
+def _claim_each(  # noqa: PLR0917 - each of another type
+    engine: Engine, table: Table, lanes: Sequence[Lane], shape: tuple[int, ...], parameters: Any, wanted: _Wanted
+) -> list[RawAction]:
+    """As `_claim_from`, each action by itself: the one that the database refuses goes dead, and the others come."""
+    dialect, bounded = engine.dialect.name, wanted.until is not None
+    query = candidates_statement(table, dialect, shape, bounded=bounded)
+    with databases.transaction(engine) as connection:
+        rows = connection.execute(query, parameters).all()
+    one = claim_one_statement(table, dialect, bounded=bounded)
+    claimed: list[RawAction] = []
+    for row in rows:
+        values = parameters | {"wanted_id": row.id}
+        try:
+            claimed += _claimed(engine, table, row.type, values, lambda c, v=values: c.execute(one, v).all(), wanted)
+        except (DatabaseError, *refusals.UNSENDABLE) as error:
+            if refusals.is_of_a_row(error):
+                raw = RawAction(row, Lease(expires=0.0), table)
+                _bury(engine, table, raw, refusals.REFUSED, f"it can't be claimed: {refusals.reason(error)}")
+            elif not isinstance(error, DatabaseContendedError) and not refusals.is_taken(error.__cause__):
+                raise
+    return claimed
+
+
+def _without_spent(connection: Connection, table: Table, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """*rows* but for those whose claims can't be counted any further, so that no fence would hold: these go dead."""
+    if max(map(CLAIM_COUNT, rows), default=0) < MAX_CLAIM_COUNT:
+        return rows
+    for row in rows:
+        if row.claim_count == MAX_CLAIM_COUNT:
+            raw = RawAction(row, Lease(expires=0.0), table)
+            message = f"claim_count is {MAX_CLAIM_COUNT}, the most that the column holds; set it lower, then retry"
+            _bury(connection, table, raw, "ClaimsUsedUp", message)
+    return [row for row in rows if row.claim_count < MAX_CLAIM_COUNT]
+
+
+def _bury(bind: Engine | Connection, table: Table, raw: RawAction, error_type: str, message: str) -> None:
+    outcome = Unprocessable(error_type=error_type, message=message)
+    errors = settlement_for(outcome, raw, RetryPolicy()).errors or ()
+    refusals.bury(bind, table, raw.id, raw.claim_count, errors)
 
 
 def _keep_waiting(connection: Connection, table: Table, claimed: Collection[RawAction]) -> None:
@@ -221,9 +321,8 @@ def begin(engine: Engine | Connection, table: Table, runs: Sequence[tuple[int, i
     if not runs:
         return set()
     ids, counts, run_ids = (list(column) for column in zip(*sorted(runs), strict=True))
-    dialect = engine.dialect.name
-    parameters = bind_rows(dialect, "begun", {"id": ids, "claim_count": counts, "run_id": run_ids})
-    return _ids_of(engine, begin_statement(table, dialect), parameters)
+    columns = {"id": ids, "claim_count": counts, "run_id": run_ids}
+    return _ids_of(engine, begin_statement(table, engine.dialect.name), "begun", columns, {})
 
 
 def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, lease: timedelta) -> set[int]:
@@ -234,14 +333,36 @@ def renew(engine: Engine, table: Table, claims: Sequence[tuple[int, int]], *, le
     if not claims:
         return set()
     ids, counts = (list(column) for column in zip(*sorted(claims), strict=True))
+    columns, more = {"id": ids, "claim_count": counts}, {"lease_seconds": lease.total_seconds()}
+    return _ids_of(engine, renew_statement(table, engine.dialect.name), "held", columns, more)
+
+
+def _ids_of(
+    engine: Engine | Connection,
+    statement: UpdateBase,
+    prefix: str,
+    columns: Mapping[str, list[Any]],
+    more: Mapping[str, Any],
+) -> set[int]:
+    """The ids that *statement* returns for the rows of *columns*; row by row where it is refused as a whole."""
     dialect = engine.dialect.name
-    parameters = bind_rows(dialect, "held", {"id": ids, "claim_count": counts})
-    parameters["lease_seconds"] = lease.total_seconds()
-    return _ids_of(engine, renew_statement(table, dialect), parameters)
 
+    def write(connection: Connection, rows: Mapping[str, list[Any]]) -> set[int]:
+        parameters = bind_rows(dialect, prefix, dict(rows)) | dict(more)
+        return set(connection.execute(statement, parameters).scalars().all())
 
-def _ids_of(engine: Engine | Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> set[int]:
-    return databases.repeated(engine, lambda connection: set(connection.execute(statement, parameters).scalars().all()))
+    try:
+        return databases.repeated(engine, lambda connection: write(connection, columns))
+    except (DatabaseError, *refusals.UNSENDABLE) as error:
+        if not isinstance(engine, Engine) or not refusals.is_of_a_row(error):
+            raise
+    singles = [
+        dict(zip(columns, [[value] for value in values], strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    answers, refused = refusals.each(engine, singles, write)
+    for row, error in refused:
+        logger.error("action #%s: the database refused to change its claim: %s", row["id"][0], refusals.reason(error))
+    return {id_ for answer in answers for id_ in answer}
 
 
 def _decoded(text: str) -> Any:

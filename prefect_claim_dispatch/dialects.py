@@ -29,6 +29,7 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
+    case,
     cast,
     func,
     literal_column,
@@ -43,6 +44,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 POSTGRESQL: Final = "postgresql"
 SQLITE: Final = "sqlite"
 SUPPORTED: Final = (POSTGRESQL, SQLITE)
+
+FIRST_INSTANT: Final = "0001-01-03 00:00:00+00"
+LAST_INSTANT: Final = "9999-12-30 00:00:00+00"
 
 SQLITE_INSTANT_FORMAT: Final = "%Y-%m-%d %H:%M:%f"
 
@@ -197,6 +201,16 @@ def parameter_rows(dialect: str, name: str, **columns: TypeEngine[Any]) -> FromC
 
 def _columns(columns: dict[str, TypeEngine[Any]]) -> list[Column[Any]]:
     return [Column(key, type_) for key, type_ in columns.items()]
+
+
+def clamped(instant: ColumnElement[Any]) -> ColumnElement[datetime]:
+    """*instant*, or the nearest that Python can hold in every time zone; NULL stays NULL.
+
+    PostgreSQL stores 'infinity' and years B.C. No driver can read them, and one such row would make a query fail for
+    all others.
+    """
+    first, last = (literal_column(f"'{at}'", Instant()) for at in (FIRST_INSTANT, LAST_INSTANT))
+    return type_coerce(case((instant < first, first), (instant > last, last), else_=instant), Instant())
 
 
 def skip_locked(query: Select[Any], dialect: str) -> Select[Any]:

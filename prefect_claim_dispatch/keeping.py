@@ -263,14 +263,17 @@ class Keeper:
             run_ids = self._marks.of_actions(batch)
         if not batch:
             return
+        buried: dict[int, Settlement] = {}
         try:
-            settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids)
+            settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids, buried)
             # A COMMIT whose answer was lost has settled them: that is no lost lease, and nobody will do the work again.
             repeated = [key for key in batch if key in self._unanswered and key[0] not in settled]
             settled |= settling.recognise(self._engine, self._table, repeated)
         except Exception:
             self._unanswered.update(batch)
             raise
+        if buried:
+            batch = {key: buried.get(key[0], settlement) for key, settlement in batch.items()}
         self._conclude(batch, settled)
 
     def _conclude(self, batch: Mapping[Key, Settlement], settled: Container[int]) -> None:

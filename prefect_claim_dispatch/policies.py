@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, assert_never
 
-from prefect_claim_dispatch.actions import ActionStatus
+from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, ActionStatus
 from prefect_claim_dispatch.outcomes import (
     LEAST_SNOOZE,
+    MAX_DELAY,
     MAX_NAME_LENGTH,
     Cancel,
     Crashed,
@@ -66,7 +67,7 @@ class RetryPolicy:
         """The wait after the *failures*-th failed attempt (1 or more)."""
         # An exponent of 40 is beyond every cap; 2 ** fail_count of a hostile row would be a memory bomb.
         doubled = self.backoff.total_seconds() * 2.0 ** min(max(failures, 1) - 1, 40)
-        capped = min(doubled, self.backoff_max.total_seconds())
+        capped = min(doubled, self.backoff_max.total_seconds(), MAX_DELAY.total_seconds())
         jitter = (zlib.crc32(seed.encode()) % 1_000) / 1_000
         return timedelta(seconds=capped * (0.9 + 0.2 * jitter))
 
@@ -151,7 +152,8 @@ def _rest(action: Claimed, delay: timedelta) -> timedelta:
 
 
 def _after_failure(outcome: Outcome, action: Claimed, policy: RetryPolicy, error: Mapping[str, Any]) -> Settlement:
-    failures = action.fail_count + 1
+    # One more would be refused, with all that is settled beside it.
+    failures = min(action.fail_count + 1, MAX_FAIL_COUNT)
     errors = _appended(action, error)
     if failures >= policy.max_attempts:
         return _settlement(outcome, action, ActionStatus.DEAD, fail_count=failures, errors=errors)

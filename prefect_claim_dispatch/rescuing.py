@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, Engine, Table
 
-from prefect_claim_dispatch import databases
+from prefect_claim_dispatch import databases, refusals
 from prefect_claim_dispatch.actions import Lease
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.errors import DatabaseError
 from prefect_claim_dispatch.outcomes import Crashed, Outcome, Released
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
-from prefect_claim_dispatch.settling import write_settlements
-from prefect_claim_dispatch.statements.rescue import expired
+from prefect_claim_dispatch.settling import settle, write_settlements
+from prefect_claim_dispatch.statements.rescue import endless, expired
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +37,26 @@ def rescue(
     dead by a policy that is not its own.
     """
 
+    def expired_rows(connection: Connection) -> list[Settlement]:
+        dialect = engine.dialect.name
+        rows = connection.execute(expired(table, dialect), {"limit": limit}).all()
+        rows = rows or connection.execute(endless(table, dialect), {"limit": limit}).all()
+        return [_verdict(RawAction(row, Lease(expires=0.0), table), row.run_id, policy_of) for row in rows]
+
     def take_back(connection: Connection) -> list[Settlement]:
-        rows = connection.execute(expired(table, engine.dialect.name), {"limit": limit}).all()
-        settlements: list[Settlement] = []
-        for row in rows:
-            raw = RawAction(row, Lease(expires=0.0), table)
-            policy = policy_of(raw.type) or replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
-            outcome: Outcome = Released() if row.run_id is None else Crashed(claimed_by=raw.claimed_by)
-            settlements.append(settlement_for(outcome, raw, policy))
+        settlements = expired_rows(connection)
         write_settlements(connection, table, settlements)
         return settlements
 
-    settlements = databases.repeated(engine, take_back)
+    try:
+        settlements = databases.repeated(engine, take_back)
+    except (DatabaseError, *refusals.UNSENDABLE) as error:
+        if not isinstance(engine, Engine) or not refusals.is_of_a_row(error):
+            raise
+        buried: dict[int, Settlement] = {}
+        found = databases.repeated(engine, expired_rows)
+        taken = settle(engine, table, found, buried=buried)
+        settlements = [buried.get(settlement.id, settlement) for settlement in found if settlement.id in taken]
     for settlement in settlements:
         logger.warning(
             "rescued action #%s: lease of claim %s expired%s, now %s",
@@ -57,3 +66,14 @@ def rescue(
             settlement.status,
         )
     return settlements
+
+
+def _verdict(raw: RawAction, run_id: str | None, policy_of: Callable[[str], RetryPolicy | None]) -> Settlement:
+    unlimited = replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
+    outcome: Outcome = Released() if run_id is None else Crashed(claimed_by=raw.claimed_by)
+    try:
+        return settlement_for(outcome, raw, policy_of(raw.type) or unlimited)
+    except Exception:
+        # A policy that can't judge is its type's trouble: nobody else's crash may wait for it.
+        logger.exception("the policy of %s can't judge action #%s; it is tried again by the default", raw.type, raw.id)
+        return settlement_for(outcome, raw, unlimited)

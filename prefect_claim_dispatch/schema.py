@@ -174,6 +174,10 @@ def _actions_table(name: str, schema: str | None) -> Table:
         _instant("settled_at", "Set on any terminal status; retention looks at it"),
         _instant("created_at", "When it was published", default=True),
         _instant("updated_at", "When it last changed", default=True),
+        # Last, where a migration adds it.
+        _instant(
+            "held_until", "Its end_at as last settled, where it has an ordering key: moved since, it holds nobody"
+        ),
         comment="Actions to run later: published by applications, claimed and dispatched by prefect-claim-dispatch",
         sqlite_autoincrement=True,
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
 
-from prefect_claim_dispatch import databases
-from prefect_claim_dispatch.actions import Action
+from prefect_claim_dispatch import databases, refusals
+from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, Action, ActionStatus
 from prefect_claim_dispatch.dialects import bind_rows
-from prefect_claim_dispatch.errors import LostLeaseError
-from prefect_claim_dispatch.outcomes import Outcome, Processed
+from prefect_claim_dispatch.errors import DatabaseError, LostLeaseError
+from prefect_claim_dispatch.outcomes import MAX_DELAY, Outcome, Processed
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.statements.recognise import recognise as recognise_statement
@@ -24,15 +26,47 @@ def settle(
     table: Table,
     settlements: Sequence[Settlement],
     run_ids: Mapping[int, str] | None = None,
+    buried: dict[int, Settlement] | None = None,
 ) -> set[int]:
     """Write *settlements* in one transaction, in order of id; returns the ids that were settled.
 
     Ids that are missing in the answer have lost their lease: somebody else settled or holds them, and nothing was
-    overwritten.
+    overwritten. Where the database refuses a value in one of them, each is written by itself, and of a row of which
+    that is refused, that it is dead, and why. *buried*, if given, then gets what was written instead, by id.
     """
     if not settlements:
         return set()
-    return databases.repeated(engine, lambda connection: write_settlements(connection, table, settlements, run_ids))
+    try:
+        return databases.repeated(engine, lambda connection: write_settlements(connection, table, settlements, run_ids))
+    except (DatabaseError, *refusals.UNSENDABLE) as error:
+        if not isinstance(engine, Engine) or not refusals.is_of_a_row(error):
+            raise
+    return _settle_each(engine, table, settlements, run_ids, {} if buried is None else buried)
+
+
+def _settle_each(
+    engine: Engine,
+    table: Table,
+    settlements: Sequence[Settlement],
+    run_ids: Mapping[int, str] | None,
+    buried: dict[int, Settlement],
+) -> set[int]:
+    ordered = sorted(settlements, key=attrgetter("id"))
+    answers, refused = refusals.each(engine, ordered, lambda c, one: write_settlements(c, table, [one], run_ids))
+    settled = {id_ for answer in answers for id_ in answer}
+    for settlement, error in refused:
+        entry = {
+            "attempt": min(settlement.fail_count + 1, MAX_FAIL_COUNT),
+            "claim_count": settlement.claim_count,
+            "kind": "unprocessable",
+            "type": refusals.REFUSED,
+            "message": f"its verdict ({settlement.status}) can't be written: {refusals.reason(error)}",
+        }
+        dead = settlement._replace(status=ActionStatus.DEAD, errors=(entry,), delay=None)
+        if refusals.bury(engine, table, dead.id, dead.claim_count, [entry]):
+            buried[dead.id] = dead
+            settled.add(dead.id)
+    return settled
 
 
 def write_settlements(
@@ -57,13 +91,18 @@ def write_settlements(
             "status": [settlement.status.value for settlement in ordered],
             "fail_count": [settlement.fail_count for settlement in ordered],
             "delay_seconds": [
-                None if settlement.delay is None else settlement.delay.total_seconds() for settlement in ordered
+                None if settlement.delay is None else _seconds(settlement.delay) for settlement in ordered
             ],
             "errors": [None if settlement.errors is None else json.dumps(settlement.errors) for settlement in ordered],
             "run_id": [runs.get(settlement.id) for settlement in ordered],
         },
     )
     return set(connection.execute(settle_statement(table, dialect), parameters).scalars().all())
+
+
+def _seconds(delay: timedelta) -> float:
+    """No later than `MAX_DELAY`: what leaves the calendar would be refused, and all that is settled with it."""
+    return min(delay, MAX_DELAY).total_seconds()
 
 
 def recognise(engine: Engine | Connection, table: Table, claims: Sequence[tuple[int, int]]) -> set[int]:

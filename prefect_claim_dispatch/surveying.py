@@ -6,7 +6,7 @@ A `Connection` in place of the engine is joined and not committed, which nobody 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -33,13 +33,15 @@ _looked_in_vain: WeakKeyDictionary[Engine, dict[Table, float]] = WeakKeyDictiona
 class Lane:
     """The pending actions of one type and priority, of which the earliest is eligible at `end_at`.
 
-    A claim takes what is due in lanes of a lower *turn* first, within one priority.
+    A claim takes what is due in lanes of a lower *turn* first, within one priority. *is_ordered*: whether any live
+    action of the table has an ordering key, or nobody has looked.
     """
 
     type: str
     priority: int
     end_at: datetime
     turn: int = 0
+    is_ordered: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,13 @@ class Survey:
 def survey(engine: Engine | Connection, table: Table) -> Survey:
     """What there is to do, in one statement whose cost is the number of distinct (type, priority), not of rows."""
     rows = _surveyed(engine, table)
-    lanes = [Lane(type=row.type, priority=row.priority, end_at=row.end_at) for row in rows if row.priority is not None]
     oldest = next(row for row in rows if row.type is None)
+    is_ordered = bool(oldest.priority)
+    lanes = [
+        Lane(type=row.type, priority=row.priority, end_at=row.end_at, is_ordered=is_ordered)
+        for row in rows
+        if row.type is not None and row.priority is not None
+    ]
     paused = [row.type for row in rows if row.type is not None and row.priority is None]
     return Survey(now=oldest.now, lanes=tuple(lanes), oldest_lease_at=oldest.end_at, paused=tuple(paused))
 
@@ -110,7 +117,7 @@ def _surveyed(engine: Engine | Connection, table: Table) -> Sequence[Row[Any]]:
 
 
 def _asked(engine: Engine | Connection, table: Table, *, has_pauses: bool) -> Sequence[Row[Any]]:
-    statement = survey_statement(table, has_pauses=has_pauses)
+    statement = survey_statement(table, engine.dialect.name, has_pauses=has_pauses)
     with databases.transaction(engine) as connection:
         if not has_pauses or isinstance(engine, Engine) or engine.dialect.name != POSTGRESQL:
             return connection.execute(statement).all()

@@ -11,14 +11,15 @@ from sqlalchemy import Connection, Engine, Row, Table
 
 from prefect_claim_dispatch import operations
 from prefect_claim_dispatch.databases import transaction
-from prefect_claim_dispatch.diagnosing.facts import ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
+from prefect_claim_dispatch.diagnosing.facts import BlockingFacts, ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE
 from prefect_claim_dispatch.errors import SchemaMissingError
-from prefect_claim_dispatch.rows import Pause
+from prefect_claim_dispatch.rows import Pause, lenient_text
 from prefect_claim_dispatch.statements import diagnose
 from prefect_claim_dispatch.statements.wake import wake_up
 
 NO_TIME = timedelta(0)
+KEYS = 10_000
 
 
 def ask_server(engine: Engine) -> ServerFacts:
@@ -106,6 +107,24 @@ def ask_claims(engine: Engine, table: Table) -> ClaimFacts:
         return ClaimFacts()
     overdue = max(row.now - row.oldest_lease_at, NO_TIME)
     return ClaimFacts(expired=row.expired, overdue=overdue, oldest=row.now - row.oldest_claim_at)
+
+
+def ask_blocking(engine: Engine, table: Table) -> list[BlockingFacts]:
+    """Which actions that nobody works on hold others of their ordering key back; of the first thousands of keys."""
+    query = diagnose.blocking(table, engine.dialect.name)
+    with transaction(engine) as connection:
+        rows = connection.execute(query, {"limit": KEYS}).all()
+    return [
+        BlockingFacts(
+            ordering_key=lenient_text(row.ordering_key) or "",
+            id=row.id,
+            type=row.type,
+            until_due=row.end_at - row.now,
+            waiting=row.waiting,
+            waited=row.now - row.since,
+        )
+        for row in rows
+    ]
 
 
 def ask_pauses(engine: Engine, table: str | None) -> list[Pause] | None:

@@ -99,6 +99,7 @@ def _examine_table(
         ("vacuum", lambda: _examine_vacuum(engine, table, patient.patience)),
         ("pauses", lambda: judging.judge_pauses(asking.ask_pauses(engine, patient.table))),
         ("rows", lambda: _examine_rows(engine, table, patient, is_routable)),
+        ("rows", lambda: _examine_blocking(engine, table, patient, is_routable)),
     ]
     return [schema, *(finding for check in checks for finding in _guarded(*check))]
 
@@ -136,6 +137,13 @@ def _examine_rows(
     counts = operations.counts(engine, table=patient.table)
     claims, pauses = asking.ask_claims(engine, table), asking.ask_pauses(engine, patient.table)
     return judging.judge_rows(counts, claims, is_routable, patient.patience, pauses or ())
+
+
+def _examine_blocking(
+    engine: Engine, table: Table, patient: Patient, is_routable: Callable[[str], bool] | None
+) -> list[Finding]:
+    paused = [pause.type for pause in asking.ask_pauses(engine, patient.table) or ()]
+    return judging.judge_blocking(asking.ask_blocking(engine, table), is_routable, patient.patience, paused)
 
 
 def _index_names(table: Table) -> list[str]:

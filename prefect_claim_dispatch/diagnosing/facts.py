@@ -62,6 +62,18 @@ class ClaimFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockingFacts:
+    """The head of an ordering key, eligible *until_due* from now: *waiting* due actions are behind it, for *waited*."""
+
+    ordering_key: str
+    id: int
+    type: str
+    until_due: timedelta
+    waiting: int
+    waited: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentFacts:
     """A deployment of the claim flow. *workers*: online ones of its pool; None where the pool needs none."""
 

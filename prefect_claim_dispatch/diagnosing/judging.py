@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from prefect_claim_dispatch.diagnosing.facts import ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
+from prefect_claim_dispatch.diagnosing.facts import BlockingFacts, ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
 from prefect_claim_dispatch.diagnosing.findings import Finding, failure, fine, warning
 from prefect_claim_dispatch.dialects import SQLITE
 from prefect_claim_dispatch.patterns import matching
@@ -150,6 +150,35 @@ def judge_pauses(pauses: Sequence[Pause] | None) -> list[Finding]:
         return []
     what = "there is no table of pauses beside the action table, so no type can be paused"
     return [warning("pauses", what, "add schema.pauses_table to the migrations that made the action table")]
+
+
+def judge_blocking(
+    heads: Sequence[BlockingFacts],
+    is_routable: Callable[[str], bool] | None,
+    patience: timedelta,
+    paused: Sequence[str] = (),
+) -> list[Finding]:
+    """Which actions hold others of their ordering key back, and not because they run."""
+    stuck = [(head, _why_stuck(head, is_routable, paused)) for head in heads if head.waited >= patience]
+    named = [f"{_head(head)} {why}" for head, why in stuck if why]
+    if not named:
+        return []
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    what = f"due actions wait for the one before them of their ordering key: {'; '.join(named[:NAMED])}{more}"
+    remedy = "claim-dispatch show ID; then reschedule it, cancel it, or give its type a processor"
+    return [warning("rows", what, remedy)]
+
+
+def _why_stuck(head: BlockingFacts, is_routable: Callable[[str], bool] | None, paused: Sequence[str]) -> str:
+    if head.until_due > timedelta(0):
+        return f"waits {rough(head.until_due)} for its next attempt"
+    if matching(paused, head.type):
+        return "is paused"
+    return "has no processor here" if is_routable is not None and not is_routable(head.type) else ""
+
+
+def _head(head: BlockingFacts) -> str:
+    return f"#{head.id} {head.type}, before {head.waiting:,} of {head.ordering_key!r} for {rough(head.waited)},"
 
 
 def judge_rows(

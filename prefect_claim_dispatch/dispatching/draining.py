@@ -25,7 +25,7 @@ from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
 from prefect_claim_dispatch.outcomes import Outcome, Released
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_at_all
+from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_at_all
 from prefect_claim_dispatch.processors import Registry, load_modules, registry
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import DispatchReport, Tally
@@ -196,9 +196,10 @@ class Drain:
 
     def _settle(self, raw: RawAction, outcome: Outcome, policy: RetryPolicy) -> None:
         settlement = settlement_at_all(outcome, raw, policy)
-        settled = settling.settle(self._executor(), self._table, [settlement])
+        buried: dict[int, Settlement] = {}
+        settled = settling.settle(self._executor(), self._table, [settlement], buried=buried)
         if raw.id in settled or raw.lease.settled:
-            self._tally.settled([(raw.type, settlement)])
+            self._tally.settled([(raw.type, buried.get(raw.id, settlement))])
         else:
             raw.lease.lost = True
             self._tally.add("lost_leases")

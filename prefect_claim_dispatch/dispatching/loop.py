@@ -24,7 +24,7 @@ from prefect_claim_dispatch.dispatching.ripening import Ripening
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.signals import Signals
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots
-from prefect_claim_dispatch.dispatching.strays import report_held_back, report_strays
+from prefect_claim_dispatch.dispatching.strays import report_blocked, report_held_back, report_strays
 from prefect_claim_dispatch.dispatching.turns import Turns
 from prefect_claim_dispatch.errors import DatabaseError, DatabaseUnavailableError, PrefectUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
@@ -97,6 +97,7 @@ class ClaimLoop:
             self._finish()
             report_strays(self._engine, self._table, self._tally, self._strays())
             report_held_back(self._engine, self._table, self._tally, self._held_back())
+            report_blocked(self._blocked())
 
     def _woken(self) -> AbstractContextManager[None]:
         if not self._options.stay:
@@ -166,8 +167,9 @@ class ClaimLoop:
         known = self._flood.survey
         if known is not None:
             return known, False
+        began = elapsed_clock()
         self._survey = survey = claiming.survey(self._engine, self._table)
-        self._flood.looked(survey)
+        self._flood.looked(survey, elapsed_clock() - began)
         return survey, True
 
     def _ended_elsewhere(self, survey: Survey) -> bool:
@@ -276,6 +278,13 @@ class ClaimLoop:
         """What is due here, but paused, or full when it was last counted."""
         paused = self._survey.held_back(self._options.until) if self._survey else ()
         return self._routing.routable(paused) + self._limits.full
+
+    def _blocked(self) -> tuple[Lane, ...]:
+        """What is due here, and was asked for in vain again and again."""
+        if self._survey is None or self._contended <= CONTENDED_ROUNDS:
+            return ()
+        due = self._routing.here(self._survey.due(self._options.until))
+        return tuple(lane for lane in due if lane not in self._limits.full)
 
     def _settle_ended(self) -> bool:
         return self._keeper.has_verdicts and self._settle_soon()

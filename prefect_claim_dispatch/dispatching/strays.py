@@ -40,3 +40,14 @@ def report_held_back(engine: Engine, table: Table, tally: Tally, lanes: Sequence
         logger.warning("due actions that are held back can't be counted: %s", error)
     types = ", ".join(sorted({lane.type for lane in lanes})[:NAMED])
     logger.info("due actions of types that are paused, or of which as many run as may: %s", types)
+
+
+def report_blocked(lanes: Sequence[Lane]) -> None:
+    """Tell the types of due actions that can't be claimed, though they have a processor here."""
+    if lanes:
+        types = ", ".join(sorted({lane.type for lane in lanes})[:NAMED])
+        logger.warning(
+            "due actions wait for another of the same ordering key, or for a transaction that has locked them: %s; "
+            "claim-dispatch doctor names the actions that hold others back",
+            types,
+        )

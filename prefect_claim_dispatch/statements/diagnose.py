@@ -17,7 +17,9 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    and_,
     cast,
+    exists,
     func,
     literal,
     null,
@@ -28,10 +30,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import SQLITE, now
+from prefect_claim_dispatch.dialects import SQLITE, clamped, now
 from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.catalogs import catalog, relation
+from prefect_claim_dispatch.statements.ordering import heads
 
 
 def server(dialect: str) -> Select[Any]:
@@ -111,12 +114,43 @@ def claims_held(table: Table) -> Select[Any]:
     return (
         select(
             func.count().filter(c.lease_expires_at < now()).label("expired"),
-            func.min(c.lease_expires_at).label("oldest_lease_at"),
-            func.min(c.claimed_at).label("oldest_claim_at"),
+            clamped(func.min(c.lease_expires_at)).label("oldest_lease_at"),
+            clamped(func.min(c.claimed_at)).label("oldest_claim_at"),
             now().label("now"),
         )
         .where(status_is(c.status, ActionStatus.CLAIMED))
         .execution_options(**{NAME: "claims_held"})
+    )
+
+
+def blocking(table: Table, dialect: str) -> Select[Any]:
+    """The heads of at most ``limit`` ordering keys that are not claimed, and behind which something is due.
+
+    ``ordering_key, id, type, end_at``; how many are due behind it, ``waiting``, ``since`` when; ``now``. By
+    ``ix_*_ordering``: reads what waits for these keys.
+    """
+    found = heads(table, dialect, further=False).subquery("found")
+    head, follower = table.alias("blocking"), table.alias("follower")
+    is_waiting = and_(
+        follower.c.ordering_key == found.c.ordering_key,
+        follower.c.id > found.c.id,
+        status_is(follower.c.status, ActionStatus.PENDING),
+        follower.c.end_at <= now(),
+    )
+    return (
+        select(
+            found.c.ordering_key,
+            head.c.id,
+            head.c.type,
+            head.c.end_at,
+            select(func.count()).select_from(follower).where(is_waiting).scalar_subquery().label("waiting"),
+            select(func.min(follower.c.end_at)).where(is_waiting).scalar_subquery().label("since"),
+            now().label("now"),
+        )
+        .select_from(found.join(head, head.c.id == found.c.id))
+        .where(head.c.status != ActionStatus.CLAIMED.value, exists().where(is_waiting))
+        .order_by(head.c.id)
+        .execution_options(**{NAME: "blocking"})
     )
 
 

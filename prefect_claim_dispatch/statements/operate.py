@@ -42,7 +42,7 @@ from prefect_claim_dispatch.dialects import (
     skip_locked,
 )
 from prefect_claim_dispatch.moments import Moment
-from prefect_claim_dispatch.schema import INSTANTS, status_is
+from prefect_claim_dispatch.schema import status_is
 from prefect_claim_dispatch.statements import NAME
 
 TERMINAL: Final = tuple(status for status in ActionStatus if status.is_terminal)
@@ -251,7 +251,7 @@ def _all_columns(table: Table, dialect: str) -> list[ColumnElement[Any]]:
 
 
 def _column(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-    if column.key in INSTANTS:
+    if isinstance(column.type, Instant):
         return readable(column, dialect)
     return raw_json(column, dialect) if isinstance(column.type, JSON) else column
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     DateTime,
     Float,
     Integer,
@@ -25,7 +26,16 @@ from sqlalchemy import (
 )
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import SQLITE, now, now_plus, parameter_rows, raw_instant, raw_json, unseen
+from prefect_claim_dispatch.dialects import (
+    SQLITE,
+    clamped,
+    now,
+    now_plus,
+    parameter_rows,
+    raw_instant,
+    raw_json,
+    unseen,
+)
 from prefect_claim_dispatch.schema import ELSEWHERE, is_elsewhere, status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.rows import FENCE_TYPES, action_columns, fence
@@ -48,10 +58,10 @@ def outstanding(table: Table, dialect: str, *, further: bool) -> Select[Any]:
             raw_json(c.errors, dialect).label("errors"),
             c.claimed_by,
             c.run_id,
-            c.claimed_at,
-            c.lease_expires_at,
+            clamped(c.claimed_at).label("claimed_at"),
+            clamped(c.lease_expires_at).label("lease_expires_at"),
             # As it stands there: another form of the same instant would sort before it.
-            raw_instant(c.lease_expires_at, dialect).label("after_at"),
+            raw_instant(_readable(c.lease_expires_at, dialect), dialect).label("after_at"),
             now().label("now"),
         )
         .where(status_is(c.status, ActionStatus.CLAIMED), is_elsewhere(c.claimed_by))
@@ -64,6 +74,10 @@ def outstanding(table: Table, dialect: str, *, further: bool) -> Select[Any]:
     instant: Any = Text() if dialect == SQLITE else DateTime(timezone=True)
     behind = tuple_(bindparam("after_at", type_=instant), bindparam("after_id", type_=BigInteger))
     return query.where(tuple_(c.lease_expires_at, c.id) > behind)
+
+
+def _readable(instant: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+    return instant if dialect == SQLITE else clamped(instant)
 
 
 @cache

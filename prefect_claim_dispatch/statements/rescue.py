@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Integer, Select, Table, bindparam, select
+from sqlalchemy import ColumnElement, FromClause, Integer, Select, Table, bindparam, literal_column, select
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.dialects import now, skip_locked, unseen
+from prefect_claim_dispatch.dialects import LAST_INSTANT, Instant, now, skip_locked, unseen
 from prefect_claim_dispatch.schema import is_elsewhere, status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.rows import action_columns
@@ -21,11 +21,26 @@ def expired(table: Table, dialect: str) -> Select[Any]:
     By ``ix_*_leases``. Not those whose work a deployment's run does: it may be alive for hours after its lease, and is
     asked for its state instead.
     """
+    return _claims(table, dialect, table.c.lease_expires_at < now()).execution_options(**{NAME: "rescue"})
+
+
+@cache
+def endless(table: Table, dialect: str) -> Select[Any]:
+    """As `expired`, of leases that no claim flow has written and that would never be over: 'infinity'."""
+    return _claims(table, dialect, is_endless(table)).execution_options(**{NAME: "rescue_endless"})
+
+
+def is_endless(table: FromClause) -> ColumnElement[bool]:
+    """Whether the lease ends after the last day that there is. By ``ix_*_leases``."""
+    return table.c.lease_expires_at > literal_column(f"'{LAST_INSTANT}'", Instant())
+
+
+def _claims(table: Table, dialect: str, is_over: ColumnElement[bool]) -> Select[Any]:
     query = (
         select(*action_columns(table, dialect), table.c.run_id)
-        .where(status_is(table.c.status, ActionStatus.CLAIMED), table.c.lease_expires_at < now())
+        .where(status_is(table.c.status, ActionStatus.CLAIMED), is_over)
         .where(~is_elsewhere(table.c.claimed_by))
         .order_by(table.c.lease_expires_at, table.c.id)
         .limit(unseen(bindparam("limit", type_=Integer), dialect))
     )
-    return skip_locked(query, dialect).execution_options(**{NAME: "rescue"})
+    return skip_locked(query, dialect)

@@ -24,7 +24,7 @@ from prefect_claim_dispatch.diagnosing.findings import Finding, Level
 from tests.conftest import MIGRATE
 from tests.kit import postgres
 from tests.kit.commanding import Answer
-from tests.kit.tables import TABLE, add, change, claim_due, seconds_from_now
+from tests.kit.tables import TABLE, add, add_many, change, claim_due, seconds_from_now
 
 PROCESSORS = ("tests.acceptance.processors",)
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
@@ -279,6 +279,29 @@ def test_rows_that_are_stuck_are_named(engine: Engine) -> None:
         "due for long: t.note (2, for 60 min)": Level.WARNING,
         "1 dead: t.fail (1)": Level.WARNING,
     }
+
+
+def test_action_that_holds_others_of_its_key_back_is_named(engine: Engine) -> None:
+    """Due for long, and no flow will claim them: what has to be done is to be done to the one before them."""
+    waiting, gone, running = add_many(
+        engine,
+        [{"type": type_, "ordering_key": key} for type_, key in (("t.note", "k"), ("gone", "l"), ("t.note", "m"))],
+    )
+    add_many(engine, [{"type": "t.note", "ordering_key": key, "due_in": -1800} for key in "kklm"])
+    change(engine, waiting, claim_count=1, end_at=seconds_from_now(3600 * 24 * 30))
+    claim_due(engine, "t.note", limit=1)
+
+    (told,) = [finding for finding in findings(engine, "rows", processors=PROCESSORS) if "ordering key" in finding.what]
+
+    assert told.what == (
+        "due actions wait for the one before them of their ordering key: "
+        f"#{waiting} t.note, before 2 of 'k' for 30 min, waits 29 d for its next attempt; "
+        f"#{gone} gone, before 1 of 'l' for 30 min, has no processor here"
+    )
+    assert told.level == Level.WARNING
+    assert f"#{running} " not in told.what
+    patient = findings(engine, "rows", processors=PROCESSORS, patience=timedelta(hours=1))
+    assert not [finding for finding in patient if "ordering key" in finding.what]
 
 
 def test_lease_that_nobody_takes_back_is_an_error(engine: Engine) -> None:

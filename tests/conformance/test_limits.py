@@ -98,6 +98,29 @@ def test_two_claimers_at_the_same_moment_do_not_exceed_the_limit_together(engine
     assert by_status(engine) == {"claimed": 2, "pending": 4}
 
 
+def test_what_another_has_claimed_before_the_lock_is_ours_is_counted(postgres_url: str) -> None:
+    """Counted before the lock is taken, what was committed in between would be missing, and the limit exceeded."""
+    engine, other = engines.create(postgres_url), engines.create(postgres_url)
+    add_many(engine, [{} for _ in range(6)])
+    claimed: list[RawAction] = []
+
+    def claim_in_between() -> None:
+        claimed.extend(claim_limited(other, 2))
+
+    failpoints.arm("lock_type:before:call")
+    failpoints.called = claim_in_between
+    try:
+        ours = claim_limited(engine, 2)
+    finally:
+        failpoints.disarm()
+        failpoints.called = list
+
+    assert (len(claimed), ours) == (2, [])
+    assert by_status(engine) == {"claimed": 2, "pending": 4}
+    engine.dispose()
+    other.dispose()
+
+
 def test_claimer_that_stopped_in_the_middle_blocks_its_type_for_a_moment_only(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

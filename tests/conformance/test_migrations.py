@@ -17,7 +17,7 @@ from alembic import command
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.schema import CreateSchema
 
-from prefect_claim_dispatch import engines, migrations, surveying
+from prefect_claim_dispatch import engines, migrations, settling, surveying
 from prefect_claim_dispatch.errors import (
     ConfigurationError,
     DatabaseError,
@@ -25,7 +25,9 @@ from prefect_claim_dispatch.errors import (
     SchemaMissingError,
     SchemaVersionError,
 )
+from prefect_claim_dispatch.outcomes import Processed
 from prefect_claim_dispatch.schema import UNANALYZED, actions_table, pauses_table
+from tests.kit.tables import claim_due, verdicts
 
 ODD_TABLE, ODD_SCHEMA = 'odd "logs" 1', 'odd "schema"'
 
@@ -224,6 +226,32 @@ def test_whoever_may_read_the_actions_may_read_what_is_paused(empty_postgres_url
 
     assert surveying.survey(reader, actions_table()).paused == ()
     reader.dispose()
+    with owner.begin() as connection:
+        connection.execute(text(f'DROP OWNED BY "{role}"'))
+        connection.execute(text(f'DROP ROLE "{role}"'))
+    owner.dispose()
+
+
+@pytest.mark.not_through_pgbouncer(reason="every client of it is the same role to the server")
+def test_whoever_may_settle_by_rights_on_columns_may_settle_after_an_upgrade(empty_postgres_url: str) -> None:
+    """As deployments/grants.sql gave them; else every verdict would be refused until somebody runs it again."""
+    role, owner = f"worker_{uuid4().hex}", engines.create(empty_postgres_url)
+    upgrade_to("0002", owner)
+    with owner.begin() as connection:
+        connection.execute(text(f'CREATE ROLE "{role}" LOGIN'))
+        connection.execute(text("INSERT INTO action_logs (type, ordering_key) VALUES ('a', 'k')"))
+        connection.execute(text(f'GRANT SELECT ON action_logs TO "{role}"'))
+        columns = "end_at, status, claimed_at, claimed_by, claim_count, lease_expires_at, run_id, fail_count, errors"
+        granted = f"UPDATE ({columns}, processed_at, settled_at, updated_at)"
+        connection.execute(text(f'GRANT {granted} ON action_logs TO "{role}"'))
+    worker = engines.create(engines.parsed_url(empty_postgres_url).set(username=role).render_as_string(False))
+
+    migrations.upgrade(empty_postgres_url)
+
+    claimed = claim_due(worker)
+    settled = settling.settle(worker, actions_table(), verdicts(Processed(), claimed))
+    assert (len(claimed), settled) == (1, {1})
+    worker.dispose()
     with owner.begin() as connection:
         connection.execute(text(f'DROP OWNED BY "{role}"'))
         connection.execute(text(f'DROP ROLE "{role}"'))

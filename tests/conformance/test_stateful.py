@@ -681,7 +681,7 @@ def claim_what_is_not_due(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def claim_past_the_ordering_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim_module, "_may_run", lambda *_: true())
+    monkeypatch.setattr(claim_module, "may_run", lambda *_: true())
     monkeypatch.setattr(claiming, "claim_statement", claim_module.claim.__wrapped__)
 
 

@@ -8,12 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Draft, claiming, fetching, limiting, operations, outstanding, publish, publish_many
+from prefect_claim_dispatch import (
+    Draft,
+    claiming,
+    fetching,
+    hot_keys,
+    limiting,
+    operations,
+    outstanding,
+    publish,
+    publish_many,
+    refusals,
+)
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.diagnosing import asking
 from prefect_claim_dispatch.listening import prove
@@ -207,6 +218,33 @@ def _claim_suspects(scene: Scene, lanes: Any) -> None:
     _claim(scene, lanes, kept_waiting=list)
 
 
+def _claim_beside_keys(scene: Scene, lanes: Any) -> None:
+    """It brings less than it might, so that it looks whether it has left out something."""
+    hot_keys._memories.clear()
+    _claim(scene, lanes)
+
+
+def _claim_behind_keys(scene: Scene, lanes: Any) -> None:
+    """As if most of what is due waited for ordering keys."""
+    memory = hot_keys._Memory(thick={(lane.type, lane.priority): (float("inf"), True) for lane in lanes})
+    hot_keys._memories[scene.engine] = {TABLE: memory}
+    _claim(scene, lanes)
+
+
+def _claim_each(scene: Scene, lanes: Any) -> None:
+    """As after a claim that the database has refused for the sake of one row."""
+    sent_at, wanted = time.monotonic(), claiming._Wanted(HOUR, HOLDER, None, True, None, None)
+    raws = claiming._claim_each(scene.engine, TABLE, lanes, (len(lanes),), wanted.parameters(lanes, 1), wanted)
+    scene.ledger.claimed(raws, sent_at=sent_at)
+
+
+def _bury(scene: Scene, raws: Sequence[RawAction]) -> None:
+    raw, sent_at = raws[0], time.monotonic()
+    errors = verdicts(FAILED, [raw])[0].errors or ()
+    if refusals.bury(scene.engine, TABLE, raw.id, raw.claim_count, errors):
+        scene.ledger.accepted(raw, "dead", sent_at=sent_at)
+
+
 def _paused(scene: Scene) -> None:
     _two_due(scene)
     operations.pause(scene.engine, PAUSED)
@@ -215,6 +253,19 @@ def _paused(scene: Scene) -> None:
 def _lanes(scene: Scene) -> Any:
     _two_due(scene)
     return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
+
+
+def _lanes_with_keys(scene: Scene) -> Any:
+    scene.publish(None, ordering_key="k")
+    scene.publish("key", ordering_key="l")
+    return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
+
+
+def _two_endless(scene: Scene) -> list[RawAction]:
+    raws = _two_over(scene)
+    last_day = datetime(9999, 12, 31, tzinfo=UTC)
+    change(scene.engine, *(raw.id for raw in raws), lease_expires_at=last_day)
+    return raws
 
 
 def _crashed_lanes(scene: Scene) -> Any:
@@ -293,6 +344,11 @@ ACTS: Final[dict[str, Act]] = {
         _lanes, _claim_limited, "lock_type", "running", "claim", sqlite=("running", "claim")
     ),
     "claim what has to wait": _act(_crashed_lanes, _claim_suspects, "claim", "begin"),
+    "claim beside keys": _act(_lanes_with_keys, _claim_beside_keys, "claim", "depth"),
+    "claim behind keys": _act(_lanes_with_keys, _claim_behind_keys, "heads", "claim_behind"),
+    "claim one by one": _act(_lanes, _claim_each, "candidates", "claim_one"),
+    "bury": _act(_two_failed, _bury, "bury"),
+    "rescue what never ends": _act(_two_endless, _rescue, "rescue", "rescue_endless", "settle"),
     "count what runs": _act(_two_claimed, lambda s, _: limiting.running(s.engine, TABLE), "running", changes=False),
     "begin": _act(
         _two_claimed,
@@ -365,6 +421,9 @@ ACTS: Final[dict[str, Act]] = {
     "ask what pins them": _act(_nothing, lambda s, _: asking.ask_pins(s.engine), "pins", sqlite=(), changes=False),
     "ask about claims": _act(
         _two_claimed, lambda s, _: asking.ask_claims(s.engine, TABLE), "claims_held", changes=False
+    ),
+    "ask what holds others back": _act(
+        _lanes_with_keys, lambda s, _: asking.ask_blocking(s.engine, TABLE), "blocking", changes=False
     ),
     "look at counts": _act(_two_due, lambda s, _: operations.counts(s.engine), "count", changes=False),
 }

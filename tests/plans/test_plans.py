@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache as cache_results
 from typing import Any
 
@@ -25,8 +25,9 @@ from sqlalchemy import Executable, event
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.statements.begin import begin, begin_once
-from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.claim import FOR_EACH, WINDOW, claim, claim_behind
 from prefect_claim_dispatch.statements.limit import running
+from prefect_claim_dispatch.statements.ordering import SAMPLE, depth, heads
 from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
@@ -161,11 +162,11 @@ def claim_parameters(lanes: list[tuple[str, int]], limit: int) -> dict[str, Any]
 
 
 def test_survey_jumps_from_lane_to_lane(backlog: Backlog, cache: PlanCache) -> None:
-    """Its cost is the number of lanes, 19 here, and one lease: not that of 40,000 live rows."""
+    """Its cost is the number of lanes, 19 here, two leases and one key: not that of 40,000 live rows."""
     plan = backlog.explain(survey(TABLE), {}, cache)
 
     lanes = len(LANES) + 4
-    assert_frugal(plan, limit=lanes, indexes={"ix_due", "_pkey", "ix_leases"})
+    assert_frugal(plan, limit=lanes, indexes={"ix_due", "_pkey", "ix_leases", "ix_ordering"})
     assert_leases_are_not_walked_through(plan)
 
 
@@ -358,6 +359,66 @@ def test_batches_are_joined_by_the_primary_key(
     joined = [child.kind for child in loop.children if child.kind != "Result"]
     assert joined == ["Function Scan", "Index Scan"], plan.text
     assert loop.facts["Actual Rows"] * loop.facts["Actual Loops"] == number, plan.text
+
+
+# A hot key: so many actions of one, and behind them a few of others and without any.
+HOT = (
+    f"""INSERT INTO action_logs (type, end_at, ordering_key) SELECT 'hot', now() - interval '1 hour', 'hot'
+       FROM generate_series(1, {TOTAL})""",
+    """INSERT INTO action_logs (type, end_at, ordering_key) SELECT 'hot', now() - interval '1 minute', 'key.' || i
+       FROM generate_series(1, 20) i""",
+    "INSERT INTO action_logs (type, end_at) SELECT 'hot', now() - interval '1 minute' FROM generate_series(1, 100)",
+    """UPDATE action_logs SET status = 'claimed', claimed_at = now(), claim_count = 1, lease_expires_at = now()
+       + interval '1 hour' WHERE id = 1""",
+)
+HOT_LIMIT = 24
+HOT_LANE: dict[str, Any] = {"type_0": "hot", "priority_0": 0, "limit": HOT_LIMIT}
+
+
+@pytest.fixture(scope="session")
+def hot() -> Iterator[Callable[[str, str], psycopg.Connection]]:
+    """The table with a hot key, as the planner believes it to be empty or knows it."""
+
+    @contextmanager
+    def filled_hot(make: str, analyze: str) -> Generator[psycopg.Connection]:
+        with postgres.fresh_database(shared_postgres(make), prepare=MIGRATE) as url:
+            with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+                connection.execute("ALTER TABLE action_logs SET (autovacuum_enabled = false)")
+                for statement in (*HOT, analyze):
+                    connection.execute(statement)
+            with psycopg.connect(url.replace("+psycopg", "")) as connection:
+                yield connection
+
+    with ExitStack() as stack:
+        yield cache_results(lambda make, analyze: stack.enter_context(filled_hot(make, analyze)))
+
+
+@pytest.mark.parametrize("make", postgres.available())
+@pytest.mark.parametrize("analyze", [NEVER, pytest.param(VACUUM, marks=pytest.mark.exhaustive)], ids=["none", "fresh"])
+def test_hot_key_costs_what_its_keys_do_and_not_its_backlog(
+    hot: Callable[[str, str], psycopg.Connection], make: str, analyze: str, cache: PlanCache
+) -> None:
+    """100,000 actions wait for one key: each statement of a claim reads a few hundred rows, wherever it stops."""
+    connection = hot(make, analyze)
+    from_at = datetime.now(UTC) - timedelta(minutes=5)
+    behind = HOT_LANE | {"from_at_0": from_at, "from_id_0": 0} | claim_parameters([("hot", 0)], HOT_LIMIT)
+    behind |= bind_rows("postgresql", "head", {"id": [TOTAL + 1 + n for n in range(20)], "turn": [0] * 20})
+
+    plans = {
+        "claim": explained(connection, claim(TABLE, "postgresql", (1,)), claim_parameters([("hot", 0)], 24), cache),
+        "depth": explained(connection, depth(TABLE, "postgresql", 1), HOT_LANE, cache),
+        "heads": explained(connection, heads(TABLE, "postgresql", further=False), {"limit": 1_000}, cache),
+        "behind": explained(connection, claim_behind(TABLE, "postgresql", (1,)), behind, cache),
+    }
+
+    print({name: plan.cost for name, plan in plans.items()})  # for the record: pytest -s
+    window = WINDOW + FOR_EACH * HOT_LIMIT
+    most = {"claim": 3 * window, "depth": 2 * window + 3 * SAMPLE, "heads": 5 * 22, "behind": 8 * HOT_LIMIT}
+    for name, plan in plans.items():
+        assert plan.rows_touched <= most[name], plan.text
+        assert not plan.kinds("Seq Scan", "Tid Scan", "Gather"), plan.text
+    (lock,) = plans["behind"].kinds("LockRows")
+    assert lock.facts["Actual Rows"] * lock.facts["Actual Loops"] == HOT_LIMIT, plans["behind"].text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from sqlalchemy import Engine, Executable
 from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.statements.begin import begin, begin_once
-from prefect_claim_dispatch.statements.claim import claim
+from prefect_claim_dispatch.statements.claim import claim, claim_behind
+from prefect_claim_dispatch.statements.ordering import heads
 from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
@@ -59,12 +60,15 @@ def assert_walks_through_nothing(plan: list[str]) -> None:
 
 
 def test_survey_jumps_from_lane_to_lane(engine: Engine) -> None:
-    """Each step is a search in the index; the first lane and the oldest lease are the first entries of theirs."""
-    plan = plan_of(engine, survey(TABLE), {})
+    """Each step is a search in the index; the first lane, the oldest lease and a key are first entries of theirs."""
+    plan = plan_of(engine, survey(TABLE, "sqlite"), {})
 
     assert_walks_through_nothing(plan)
     assert "SCAN first USING INDEX ix_action_logs_due" in plan
-    assert any(line.startswith("SEARCH following USING INDEX ix_action_logs_due") for line in plan)
+    assert any(line.startswith("SEARCH following USING INDEX ix_action_logs_due (type>?") for line in plan)
+    assert any(
+        line.startswith("SEARCH same_type USING INDEX ix_action_logs_due (type=? AND priority>?") for line in plan
+    )
     assert "SCAN action_logs USING INDEX ix_action_logs_leases" in plan
     assert "SEARCH head USING INTEGER PRIMARY KEY (rowid=?)" in plan
 
@@ -72,7 +76,7 @@ def test_survey_jumps_from_lane_to_lane(engine: Engine) -> None:
 @pytest.mark.parametrize(("shape", "lanes"), [((1,), 1), ((2,), 2), ((2, 2), 4), ((1, 1), 2)], ids=str)
 def test_claim_merges_what_is_in_order(engine: Engine, shape: tuple[int, ...], lanes: int) -> None:
     """Due rows come from the index in order, lanes of one priority are merged, and rows are found by their ids."""
-    plan = plan_of(engine, claim(TABLE, "sqlite", shape), CLAIM)
+    plan = plan_of(engine, claim(TABLE, "sqlite", shape, windowed=False), CLAIM)
 
     assert_walks_through_nothing(plan)
     assert plan[0] == BY_ID
@@ -80,6 +84,38 @@ def test_claim_merges_what_is_in_order(engine: Engine, shape: tuple[int, ...], l
     assert plan.count("MERGE (UNION ALL)") == sum(number - 1 for number in shape)
     assert plan.count("SEARCH running USING INDEX uq_action_logs_running (ordering_key=?)") == lanes
     assert plan.count("SEARCH earlier USING INDEX ix_action_logs_ordering (ordering_key=? AND id<?)") == lanes
+
+
+@pytest.mark.parametrize(("shape", "lanes"), [((1,), 1), ((2, 1), 3)], ids=str)
+def test_claim_beside_ordering_keys_sorts_no_more_than_it_looks_at(
+    engine: Engine, shape: tuple[int, ...], lanes: int
+) -> None:
+    """The first rows of each lane come from the index, in order; only these few are sorted once more to be merged."""
+    plan = plan_of(engine, claim(TABLE, "sqlite", shape), CLAIM)
+
+    assert plan[0] == BY_ID
+    assert plan.count(DUE) == plan.count("SCAN first") == lanes
+    assert plan.count("SEARCH earlier USING INDEX ix_action_logs_ordering (ordering_key=? AND id<?)") == lanes
+
+
+def test_claim_behind_ordering_keys_begins_where_there_was_something(engine: Engine) -> None:
+    """In the midst of the lane; heads are looked up by their ids."""
+    where = {"from_at_0": "2026-01-31 12:00:00", "from_id_0": 1, "head_rows": "[]"}
+
+    plan = plan_of(engine, claim_behind(TABLE, "sqlite", (1,)), CLAIM | where)
+
+    assert "SEARCH candidate USING INDEX ix_action_logs_due (type=? AND priority=? AND end_at>? AND end_at<?)" in plan
+    assert "SEARCH candidate USING INTEGER PRIMARY KEY (rowid=?)" in plan
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_heads_are_found_by_jumping_from_key_to_key(engine: Engine, *, further: bool) -> None:
+    """Each step is a search in the index of ordering keys."""
+    plan = plan_of(engine, heads(TABLE, "sqlite", further=further), {"limit": 10, "after_key": "k"})
+
+    assert "SEARCH following USING INDEX ix_action_logs_ordering (ordering_key>?)" in plan
+    assert "SEARCH first USING INDEX ix_action_logs_ordering (ordering_key=?)" in plan
+    assert not [line for line in plan if line.startswith("SCAN") and "action_logs" in line], plan
 
 
 @pytest.mark.parametrize(

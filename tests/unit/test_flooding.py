@@ -75,3 +75,19 @@ def test_nothing_is_known_before_the_first_survey() -> None:
     flood.claimed(LEAST, of=LEAST)
 
     assert flood.survey is None
+
+
+def test_survey_that_takes_long_holds_on_while_claims_bring_anything(clock: list[float]) -> None:
+    """Of fifty thousand types it takes seconds; asked before each claim, little else would be done."""
+    flood = Flood()
+
+    flood.looked(SURVEY, 2.3)
+    flood.claimed(64, of=1_000)
+
+    clock[0] += 4.0
+    assert flood.survey is SURVEY
+    flood.claimed(0, of=1_000)
+    assert flood.survey is None
+    flood.looked(SURVEY, LOOK_EVERY / 2)
+    flood.claimed(64, of=1_000)
+    assert flood.survey is None

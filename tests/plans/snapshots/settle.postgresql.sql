@@ -11,7 +11,11 @@ ELSE action_logs.claimed_by END, lease_expires_at=CAST(NULL AS TIMESTAMP WITH TI
 THEN now()
 ELSE CAST(NULL AS TIMESTAMP WITH TIME ZONE) END, settled_at=CASE WHEN (settled.status = :status_1::VARCHAR)
 THEN CAST(NULL AS TIMESTAMP WITH TIME ZONE)
-ELSE now() END, updated_at=now()
+ELSE now() END, updated_at=now(), held_until=CASE WHEN (action_logs.ordering_key IS NULL)
+THEN action_logs.held_until
+ELSE CASE WHEN (settled.delay_seconds IS NULL)
+THEN action_logs.end_at
+ELSE (now() + make_interval(secs => settled.delay_seconds)) END END
 FROM unnest((SELECT CAST(:settled_id::VARCHAR AS BIGINT[]) AS anon_1), (SELECT CAST(:settled_claim_count::VARCHAR AS BIGINT[]) AS anon_2), (SELECT CAST(:settled_status::VARCHAR AS TEXT[]) AS anon_3), (SELECT CAST(:settled_fail_count::VARCHAR AS INTEGER[]) AS anon_4), (SELECT CAST(:settled_delay_seconds::VARCHAR AS FLOAT[]) AS anon_5), (SELECT CAST(:settled_errors::VARCHAR AS TEXT[]) AS anon_6), (SELECT CAST(:settled_run_id::VARCHAR AS TEXT[]) AS anon_7)) AS settled(id, claim_count, status, fail_count, delay_seconds, errors, run_id)
 WHERE action_logs.id = settled.id
 AND action_logs.claim_count = settled.claim_count

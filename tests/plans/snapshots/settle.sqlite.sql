@@ -20,7 +20,11 @@ ELSE action_logs.claimed_by END, lease_expires_at=CAST(NULL AS TEXT), run_id=coa
 THEN strftime('%Y-%m-%d %H:%M:%f', 'now')
 ELSE CAST(NULL AS TEXT) END, settled_at=CASE WHEN (settled.status = :status_1)
 THEN CAST(NULL AS TEXT)
-ELSE strftime('%Y-%m-%d %H:%M:%f', 'now') END, updated_at=strftime('%Y-%m-%d %H:%M:%f', 'now')
+ELSE strftime('%Y-%m-%d %H:%M:%f', 'now') END, updated_at=strftime('%Y-%m-%d %H:%M:%f', 'now'), held_until=CASE WHEN (action_logs.ordering_key IS NULL)
+THEN action_logs.held_until
+ELSE CASE WHEN (settled.delay_seconds IS NULL)
+THEN action_logs.end_at
+ELSE strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', settled.delay_seconds)) END END
 FROM (SELECT CAST(json_extract(anon_1.value, :json_extract_1) AS BIGINT) AS id, CAST(json_extract(anon_1.value, :json_extract_2) AS BIGINT) AS claim_count, CAST(json_extract(anon_1.value, :json_extract_3) AS TEXT) AS status, CAST(json_extract(anon_1.value, :json_extract_4) AS INTEGER) AS fail_count, CAST(json_extract(anon_1.value, :json_extract_5) AS FLOAT) AS delay_seconds, CAST(json_extract(anon_1.value, :json_extract_6) AS TEXT) AS errors, CAST(json_extract(anon_1.value, :json_extract_7) AS TEXT) AS run_id
 FROM json_each(:settled_rows) AS anon_1
 LIMIT :param_1 OFFSET :param_2) AS settled

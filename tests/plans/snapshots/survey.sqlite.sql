@@ -1,25 +1,54 @@
 -- param_1 = 0
 -- param_2 = 0
 -- param_3 = 0
+-- param_4 = 0
+-- param_5 = 0
+-- param_6 = 0
 WITH RECURSIVE lane(id) AS
 (SELECT (SELECT first.id
 FROM action_logs AS first
 WHERE first.status = 'pending'
 ORDER BY first.type, first.priority, first.end_at, first.id
 LIMIT 1 OFFSET :param_1) AS id
-UNION ALL SELECT (SELECT following.id
+UNION ALL SELECT coalesce((SELECT same_type.id
+FROM action_logs AS same_type
+WHERE same_type.status = 'pending'
+AND same_type.type = here.type
+AND same_type.priority > here.priority
+ORDER BY same_type.type, same_type.priority, same_type.end_at, same_type.id
+LIMIT 1 OFFSET :param_2), (SELECT following.id
 FROM action_logs AS following
 WHERE following.status = 'pending'
-AND (following.type, following.priority) > (here.type, here.priority)
+AND following.type > here.type
 ORDER BY following.type, following.priority, following.end_at, following.id
-LIMIT 1 OFFSET :param_2) AS anon_1
+LIMIT 1 OFFSET :param_3)) AS coalesce_1
 FROM lane JOIN action_logs AS here ON here.id = lane.id)
 SELECT head.type, head.priority, head.end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
 FROM lane JOIN action_logs AS head ON head.id = lane.id
-UNION ALL SELECT NULL AS type, NULL AS priority, (SELECT action_logs.lease_expires_at
+UNION ALL SELECT NULL AS type, CASE WHEN ((SELECT keyed.id
+FROM action_logs AS keyed
+WHERE keyed.ordering_key IS NOT NULL
+AND keyed.status IN ('pending', 'claimed')
+ORDER BY keyed.ordering_key, keyed.id
+LIMIT 1 OFFSET :param_4) IS NOT NULL)
+THEN 1
+ELSE 0 END AS priority, CASE WHEN ((SELECT endless.id
+FROM action_logs AS endless
+WHERE endless.status = 'claimed'
+AND endless.lease_expires_at > '9999-12-30 00:00:00+00'
+AND CASE WHEN (substr(endless.claimed_by, 1, 11) = 'deployment:')
+THEN 1
+ELSE 0 END = 0
+ORDER BY endless.lease_expires_at DESC, endless.id DESC
+LIMIT 1 OFFSET :param_5) IS NOT NULL)
+THEN '0001-01-03 00:00:00+00'
+ELSE (SELECT CASE WHEN (action_logs.lease_expires_at < '0001-01-03 00:00:00+00')
+THEN '0001-01-03 00:00:00+00' WHEN (action_logs.lease_expires_at > '9999-12-30 00:00:00+00')
+THEN '9999-12-30 00:00:00+00'
+ELSE action_logs.lease_expires_at END AS anon_1
 FROM action_logs
 WHERE action_logs.status = 'claimed'
 ORDER BY action_logs.lease_expires_at, action_logs.id
-LIMIT 1 OFFSET :param_3) AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
+LIMIT 1 OFFSET :param_6) END AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
 UNION ALL SELECT action_logs_paused.type, NULL AS priority, NULL AS end_at, strftime('%Y-%m-%d %H:%M:%f', 'now') AS now
 FROM action_logs_paused;

@@ -1,0 +1,12 @@
+-- coalesce_1 = ''
+-- coalesce_2 = ''
+-- param_1 = 0
+SELECT action_logs.id, action_logs.type, coalesce(CAST(action_logs.payload AS TEXT), :coalesce_1) AS payload, action_logs.end_at AS end_at, action_logs.created_at AS created_at, action_logs.claim_count, action_logs.fail_count, action_logs.priority, action_logs.idempotency_key, action_logs.ordering_key, coalesce(CAST(action_logs.errors AS TEXT), :coalesce_2) AS errors, action_logs.claimed_by, action_logs.run_id
+FROM action_logs
+WHERE action_logs.status = 'claimed'
+AND action_logs.lease_expires_at > '9999-12-30 00:00:00+00'
+AND CASE WHEN (substr(action_logs.claimed_by, 1, 11) = 'deployment:')
+THEN 1
+ELSE 0 END = 0
+ORDER BY action_logs.lease_expires_at, action_logs.id
+LIMIT :limit OFFSET :param_1;
