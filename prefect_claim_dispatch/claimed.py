@@ -16,12 +16,15 @@ from prefect_claim_dispatch import databases, outstanding, settling
 from prefect_claim_dispatch import settings as settings_module
 from prefect_claim_dispatch.actions import Action, Lease
 from prefect_claim_dispatch.claiming import RawAction
+from prefect_claim_dispatch.durations import checked_duration
 from prefect_claim_dispatch.errors import ClaimLostError, ConfigurationError, LostLeaseError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze, Unprocessable
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_at_all
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.settings import Settings
+
+SHORTEST_LEASE = timedelta(seconds=1)
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class ClaimedAction(Action):
 
 @contextmanager
 def claimed_action(
-    reference: Mapping[str, Any], /, *, bind: Engine | str | None = None, lease: timedelta | None = None
+    reference: Mapping[str, Any], /, *, bind: Engine | str | None = None, lease: timedelta | float | None = None
 ) -> Generator[ClaimedAction]:
     """The action that *reference* stands for, held by this flow run while the block lasts; for sync and async flows.
 
@@ -75,18 +78,23 @@ def claimed_action(
     Args:
         reference: what the claim flow passed as the parameter ``action``.
         bind: the database of the action table, an engine or a URL. None: the settings'.
-        lease: how long the claim lasts unless renewed. None: the settings'.
+        lease: how long the claim lasts unless renewed, a timedelta or seconds. None: the settings'.
 
     Raises:
         ClaimLostError: this run may not begin: the claim was settled, released or given to another run.
         LostLeaseError: the verdict could not be written, since the claim was lost while the block lasted.
-        ConfigurationError: *reference* is none.
+        ConfigurationError: *reference* is none, or *lease* is no duration.
         DatabaseError: the database can't be reached.
     """
     settings = settings_module.load()
     table, key, policy = _meaning(reference, settings)
     engine = bind if isinstance(bind, Engine) else databases.engine_for(bind)
-    lasts = timedelta(seconds=settings.lease_seconds) if lease is None else lease
+    lasts = checked_duration(
+        settings.lease_seconds if lease is None else lease,
+        "claimed_action: lease",
+        error=ConfigurationError,
+        least=SHORTEST_LEASE,
+    )
     raw = outstanding.take(engine, table, key, _run_id(), lease=lasts)
     if raw is None:
         raise ClaimLostError(*key, table.fullname)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
+from prefect_claim_dispatch import kinds
+from prefect_claim_dispatch.durations import MOMENT, checked_duration
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.outcomes import Snooze
-from prefect_claim_dispatch.processors import check_attempts, check_max_running, check_pattern, place_of
+from prefect_claim_dispatch.processors import place_of
 from prefect_claim_dispatch.registrations import Deployment, Facts, Parameters, Processor
 from prefect_claim_dispatch.registry import Registry, registry
 
@@ -23,11 +24,11 @@ def deployment_processor(
     *,
     deployment: str,
     parameters: Parameters | None = None,
-    lease: timedelta = LEASE,
-    queued_at_most: timedelta = QUEUED_AT_MOST,
+    lease: timedelta | float = LEASE,
+    queued_at_most: timedelta | float = QUEUED_AT_MOST,
     max_attempts: int | None = None,
-    backoff: timedelta | None = None,
-    backoff_max: timedelta | None = None,
+    backoff: timedelta | float | None = None,
+    backoff_max: timedelta | float | None = None,
     facts: Facts | None = None,
     on_rules_false: Snooze | None = None,
     max_running: int | None = None,
@@ -36,7 +37,8 @@ def deployment_processor(
     """Register *deployment* as what does actions of *type_*: each becomes one flow run of it for each claim.
 
     Nothing of an action goes to Prefect but what *parameters* returns, and a reference (table, id, claim) as the
-    parameter ``action``, if the flow has one: hand it to `claimed_action` there.
+    parameter ``action``, if the flow has one: hand it to `claimed_action` there. A duration is a `timedelta`, or a
+    number of seconds.
 
     Args:
         type_: the action type, or a pattern with ``*``.
@@ -55,45 +57,39 @@ def deployment_processor(
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
-        RegistrationError: the type is taken or malformed, or an argument makes no sense.
+        RegistrationError: the type is taken or malformed, or an option is of a wrong kind or makes no sense.
         ConfigurationError: a *max_running* by which nothing would ever run.
     """
-    check_pattern(type_)
-    check_attempts(type_, max_attempts)
-    check_max_running(type_, max_running)
-    described = Deployment(name=deployment, parameters=parameters, lease=lease, queued_at_most=queued_at_most)
-    _check(type_, described)
-    registry.add(
+    type_ = kinds.checked_pattern(type_)
+    described = _described(type_, deployment, parameters, lease, queued_at_most)
+    kinds.checked_registry(type_, registry).add(
         Processor(
             pattern=type_,
             source=_elsewhere,
             place=f"deployment {deployment}" + ("" if parameters is None else f", {place_of(parameters)}"),
-            max_attempts=max_attempts,
-            backoff=backoff,
-            backoff_max=backoff_max,
-            facts=facts,
-            on_rules_false=on_rules_false,
-            max_running=max_running,
+            max_attempts=kinds.checked_attempts(type_, max_attempts),
+            backoff=kinds.checked_wait(type_, "backoff", backoff),
+            backoff_max=kinds.checked_wait(type_, "backoff_max", backoff_max),
+            facts=kinds.checked_facts(type_, facts),
+            on_rules_false=kinds.checked_snooze(type_, on_rules_false),
+            max_running=kinds.checked_max_running(type_, max_running),
             deployment=described,
         )
     )
 
 
-def _check(type_: str, deployment: Deployment) -> None:
-    flow, slash, name = deployment.name.partition("/")
-    parameters = deployment.parameters
-    problems = {
-        f"deployment must be written flow/deployment, got {deployment.name!r}": not (flow and slash and name),
-        f"lease must be {SHORTEST_LEASE} or more, got {deployment.lease}": deployment.lease < SHORTEST_LEASE,
-        f"queued_at_most must be more than zero, got {deployment.queued_at_most}": deployment.queued_at_most
-        <= timedelta(0),
-        "parameters must be a function of the action, which is not async": parameters is not None
-        and (not callable(parameters) or inspect.iscoroutinefunction(parameters)),
-    }
-    wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
-    if wrong:
-        msg = f"processor {type_!r}: {'; '.join(wrong)}"
-        raise RegistrationError(msg)
+def _described(type_: str, name: Any, parameters: Any, lease: Any, queued_at_most: Any) -> Deployment:
+    flow, slash, rest = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if not (flow and slash and rest):
+        msg = f"processor {type_!r}: deployment must be written flow/deployment, got {name!a}"
+        raise RegistrationError(msg[:500])
+    what, error = f"processor {type_!r}:", RegistrationError
+    return Deployment(
+        name=name,
+        parameters=kinds.checked_parameters(type_, parameters),
+        lease=checked_duration(lease, f"{what} lease", error=error, least=SHORTEST_LEASE),
+        queued_at_most=checked_duration(queued_at_most, f"{what} queued_at_most", error=error, least=MOMENT),
+    )
 
 
 def _elsewhere() -> None:

@@ -7,6 +7,7 @@
     │   ├── InvalidInstantError     a naive, infinite or contradictory end_at / delay
     │   ├── InvalidKeyError         an idempotency or ordering key that cannot be stored
     │   └── InvalidRulesError       a rule that does not compile
+    │       └── RulesUnansweredError    the machine gave rules no time: ask again
     ├── DuplicateActionError        on_conflict="raise" met an existing action
     ├── ActionNotFoundError         no row has that id
     ├── LostLeaseError              the claim is no longer held: somebody else may have the action
@@ -70,6 +71,10 @@ class InvalidKeyError(InvalidActionError):
 
 class InvalidRulesError(InvalidActionError):
     """The rules are not a JSONLogic expression that compiles."""
+
+
+class RulesUnansweredError(InvalidRulesError):
+    """Rules were not evaluated, since this machine had no time or memory for them now; they may be right."""
 
 
 class DuplicateActionError(ClaimDispatchError):

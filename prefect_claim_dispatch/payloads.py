@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Final, Protocol, cast, get_args
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr, TypeAdapter, ValidationError
@@ -49,6 +50,7 @@ __all__ = [
     "assemble",
     "encode_meta",
     "encode_payload",
+    "has_functions",
     "problems",
     "validated",
 ]
@@ -57,6 +59,8 @@ MAX_PROBLEMS: Final = 5
 
 _MAX_STEP: Final = 40
 # Of these pydantic says what was expected; an author's own errors may quote the value in any words.
+_CALLED_BY_NAME: Final = ("post_init", "custom_init")
+_NOT_CALLED: Final = frozenset(("cls", "metadata", "serialization", "schema_ref", "ref"))
 _PLAIN_PROBLEMS: Final = frozenset(get_args(ErrorType)) - {"value_error", "assertion_error"}
 _QUOTING: Final = frozenset({"error", "encoding_error", "tz_actual"})
 _MASK: Final = '"**********"'
@@ -115,6 +119,36 @@ def validated(adapter: TypeAdapter[Any], payload: Mapping[str, Any]) -> Any:
         pydantic.ValidationError: it does not fit.
     """
     return adapter.validate_json(json.dumps(dict(payload)))
+
+
+@lru_cache(maxsize=1024)
+def has_functions(adapter: TypeAdapter[Any]) -> bool:
+    """Whether *adapter* calls functions that are not pydantic's own: those may take any time.
+
+    In doubt, it does.
+    """
+    try:
+        return _has_functions(adapter.core_schema)
+    except Exception:  # noqa: BLE001 - a schema that is not built yet, or of a version that builds others
+        return True
+
+
+def _has_functions(schema: Any) -> bool:
+    if isinstance(schema, Mapping):
+        parts = cast("Mapping[str, Any]", schema)
+        if any(parts.get(key) for key in _CALLED_BY_NAME):
+            return True
+        return any(_has_functions(part) for key, part in parts.items() if key not in _NOT_CALLED)
+    if isinstance(schema, list | tuple):
+        return any(map(_has_functions, cast("Iterable[Any]", schema)))
+    return callable(schema) and not _is_quick(schema)
+
+
+def _is_quick(function: Callable[..., Any]) -> bool:
+    room = str(getattr(function, "__module__", "")).partition(".")[0]
+    if room in ("pydantic", "pydantic_core"):
+        return True
+    return isinstance(function, type) and room in sys.stdlib_module_names
 
 
 def problems(error: ValidationError) -> str:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, assert_never
 
 from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, ActionStatus
+from prefect_claim_dispatch.durations import MAX_DURATION, ZERO
 from prefect_claim_dispatch.outcomes import (
     LEAST_SNOOZE,
     MAX_DELAY,
@@ -62,6 +63,14 @@ class RetryPolicy:
     max_attempts: int = 5
     backoff: timedelta = timedelta(seconds=10)
     backoff_max: timedelta = timedelta(hours=1)
+
+    def __post_init__(self) -> None:
+        # By the first failure, it would be too late: the row stays claimed, and whoever rescues it meets the same.
+        waits: tuple[Any, Any] = self.backoff, self.backoff_max
+        if type(self.max_attempts) is not int or not all(isinstance(wait, timedelta) for wait in waits):
+            got = f"{self.max_attempts!r}, {self.backoff!r} and {self.backoff_max!r}"
+            msg = f"a retry policy takes a whole number of attempts and two timedeltas, got {got}"
+            raise TypeError(msg)
 
     def delay_after(self, failures: int, seed: str) -> timedelta:
         """The wait after the *failures*-th failed attempt (1 or more)."""
@@ -157,8 +166,16 @@ def _after_failure(outcome: Outcome, action: Claimed, policy: RetryPolicy, error
     errors = _appended(action, error)
     if failures >= policy.max_attempts:
         return _settlement(outcome, action, ActionStatus.DEAD, fail_count=failures, errors=errors)
-    delay = policy.delay_after(failures, seed=f"{action.id}:{action.claim_count}")
+    delay = _delay(policy, failures, seed=f"{action.id}:{action.claim_count}")
     return _settlement(outcome, action, ActionStatus.PENDING, fail_count=failures, delay=delay, errors=errors)
+
+
+def _delay(policy: RetryPolicy, failures: int, seed: str) -> timedelta:
+    """What *policy* says, within what a database can add to its now; as by default, where it can't say."""
+    try:
+        return min(max(policy.delay_after(failures, seed), ZERO), MAX_DURATION)
+    except Exception:  # noqa: BLE001 - one type's policy must not keep the verdicts of the others from being written
+        return RetryPolicy().delay_after(failures, seed)
 
 
 def _settlement(

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from prefect_claim_dispatch.actions import MAX_TYPE_LENGTH
+from prefect_claim_dispatch import kinds
 from prefect_claim_dispatch.catalogue import import_catalogue
-from prefect_claim_dispatch.errors import ConfigurationError, RegistrationError
+from prefect_claim_dispatch.durations import MOMENT, checked_duration, shown
+from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.modules import import_modules
 from prefect_claim_dispatch.outcomes import Snooze
-from prefect_claim_dispatch.patterns import NO_WILDCARDS
 from prefect_claim_dispatch.registrations import (
     TOGETHER,
     Facts,
     Isolation,
     Processor,
+    RetryDelays,
     RowsPerRun,
     Source,
     TaskOptions,
@@ -45,16 +46,16 @@ def processor(
     /,
     *,
     retries: int | None = None,
-    retry_delay_seconds: float | list[float] | None = None,
-    timeout: timedelta | None = None,
+    retry_delay_seconds: RetryDelays = None,
+    timeout: timedelta | float | None = None,
     max_attempts: int | None = None,
-    backoff: timedelta | None = None,
-    backoff_max: timedelta | None = None,
+    backoff: timedelta | float | None = None,
+    backoff_max: timedelta | float | None = None,
     facts: Facts | None = None,
     on_rules_false: Snooze | None = None,
     isolate: bool | Isolation = False,
     rows_per_run: RowsPerRun = None,
-    linger: timedelta | None = None,
+    linger: timedelta | float | None = None,
     max_running: int | None = None,
     concurrency_limit: str | Sequence[str] | None = None,
     registry: Registry = registry,
@@ -66,6 +67,8 @@ def processor(
     It may take ``payload``, validated to its annotation (pydantic model, TypedDict, dict), or without one to the class
     that the catalogue has for the action's type; and ``action``, the `Action`; both by name. What it returns means
     processed, unless it is a `Snooze` or a `Cancel`; any exception means failed.
+
+    A duration is a `timedelta`, or a number of seconds.
 
     Args:
         type_: the action type, or a pattern with ``*``: ``report.*``.
@@ -95,38 +98,33 @@ def processor(
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
-        RegistrationError: the type is taken or malformed, or the signature can't be called; at import, before
-            anything is claimed.
+        RegistrationError: the type is taken or malformed, an option is of a wrong kind, or the signature can't be
+            called; at import, before anything is claimed.
         ConfigurationError: a *max_running* by which nothing would ever run.
     """
-    check_pattern(type_)
-    check_attempts(type_, max_attempts)
-    check_max_running(type_, max_running)
-    limits = _limits_of(type_, concurrency_limit)
-    options = TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=timeout)
+    type_ = kinds.checked_pattern(type_)
+    registry = kinds.checked_registry(type_, registry)
+    options = kinds.checked_task_options(type_, retries, retry_delay_seconds, timeout)
+    described: dict[str, Any] = {
+        "max_attempts": kinds.checked_attempts(type_, max_attempts),
+        "backoff": kinds.checked_wait(type_, "backoff", backoff),
+        "backoff_max": kinds.checked_wait(type_, "backoff_max", backoff_max),
+        "facts": kinds.checked_facts(type_, facts),
+        "on_rules_false": kinds.checked_snooze(type_, on_rules_false),
+        "isolation": kinds.checked_isolation(type_, isolate),
+        "rows_per_run": rows_per_run,
+        "linger": _checked_linger(type_, linger, rows_per_run),
+        "max_running": kinds.checked_max_running(type_, max_running),
+        "concurrency_limits": kinds.checked_limits(type_, concurrency_limit),
+    }
 
     def register(source: AnySource) -> AnySource:
-        if function_of(source) is not source and options != TaskOptions(timeout=timeout):
+        _check_source(type_, source)
+        if function_of(source) is not source and options != TaskOptions(timeout=options.timeout):
             msg = f"processor {type_!r}: put retries into the task's or flow's own decorator"
             raise RegistrationError(msg)
-        new = Processor(
-            pattern=type_,
-            source=source,
-            place=place_of(source),
-            options=options,
-            max_attempts=max_attempts,
-            backoff=backoff,
-            backoff_max=backoff_max,
-            facts=facts,
-            on_rules_false=on_rules_false,
-            isolation=Isolation() if isolate is True else isolate or None,
-            rows_per_run=rows_per_run,
-            linger=linger,
-            max_running=max_running,
-            concurrency_limits=limits,
-        )
+        new = Processor(pattern=type_, source=source, place=place_of(source), options=options, **described)
         _check_rows_per_run(new)
-        _check_linger(new)
         _check_isolation(new)
         _check_signature(new)
         registry.add(new)
@@ -154,46 +152,20 @@ def place_of(source: Source) -> str:
     return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
 
 
-def check_pattern(type_: str) -> None:
-    """Refuse what is no type and no pattern."""
-    if not type_ or len(type_) > MAX_TYPE_LENGTH or not type_.isprintable():
-        msg = f"a processor's type must be 1 to {MAX_TYPE_LENGTH} printable characters, got {type_!r}"
-        raise RegistrationError(msg)
-    if any(mark in type_ for mark in NO_WILDCARDS):
-        msg = f"processor {type_!r}: the only wildcard of a pattern is *"
-        raise RegistrationError(msg)
-
-
-def check_attempts(type_: str, max_attempts: int | None) -> None:
-    """Refuse a *max_attempts* by which nothing would ever be tried."""
-    if max_attempts is not None and max_attempts < 1:
-        msg = f"processor {type_!r}: max_attempts must be 1 or more, got {max_attempts}"
-        raise RegistrationError(msg)
-
-
-def check_max_running(type_: str, max_running: Any) -> None:
-    """Refuse what is no number of actions, or none at all: to stop a type is what a pause is for."""
-    if max_running is not None and (type(max_running) is not int or max_running < 1):
-        msg = (
-            f"processor {type_!r}: max_running must be 1 or more, or None for no limit, got {max_running!r}; "
-            "claim-dispatch pause stops a type"
-        )
-        raise ConfigurationError(msg)
-
-
-def _limits_of(type_: str, named: Any) -> tuple[str, ...]:
-    """The names of *named*, sorted: whoever takes several takes them in the same order."""
-    names: list[Any] = [] if named is None else [named] if isinstance(named, str) else list(named)
-    if (named is not None and not names) or not all(isinstance(name, str) and name.strip() for name in names):
-        msg = f"processor {type_!r}: concurrency_limit must be the name of a limit, or several names, got {named!r}"
-        raise RegistrationError(msg)
-    return tuple(sorted(set(names)))
+def _check_source(type_: str, source: Any) -> None:
+    if not callable(function_of(source)):
+        msg = f"processor {type_!r}: what is registered must be a function, a Task or a Flow, got {source!a}"
+        raise RegistrationError(msg[:500])
+    seconds = getattr(source, "timeout_seconds", None) if function_of(source) is not source else None
+    if seconds is not None:
+        what = f"processor {type_!r}: timeout_seconds in the decorator of {place_of(source)}"
+        checked_duration(seconds, what, error=RegistrationError)
 
 
 def _check_rows_per_run(new: Processor) -> None:
     rows: Any = new.rows_per_run
     if rows is not None and rows != "auto" and (type(rows) is not int or not 1 <= rows <= MAX_ROWS_PER_RUN):
-        msg = f"processor {new.pattern!r}: rows_per_run must be 1 to {MAX_ROWS_PER_RUN}, or 'auto', got {rows!r}"
+        msg = f"processor {new.pattern!r}: rows_per_run must be 1 to {MAX_ROWS_PER_RUN}, or 'auto', got {shown(rows)}"
         raise RegistrationError(msg)
     if rows is not None and new.is_flow:
         msg = f"processor {new.pattern!r}: rows_per_run is for a function or a task, and {new.place} is a flow"
@@ -212,21 +184,23 @@ def _check_rows_per_run(new: Processor) -> None:
         raise RegistrationError(msg)
 
 
-def _check_linger(new: Processor) -> None:
-    if new.linger is None:
-        return
-    if type(new.rows_per_run) is not int:
+def _checked_linger(type_: str, linger: Any, rows_per_run: Any) -> timedelta | None:
+    if linger is None:
+        return None
+    if type(rows_per_run) is not int:
         msg = (
-            f"processor {new.pattern!r}: linger waits for as many actions as fill a run, and rows_per_run says no "
-            f"number, got {new.rows_per_run!r}"
+            f"processor {type_!r}: linger waits for as many actions as fill a run, and rows_per_run says no "
+            f"number, got {rows_per_run!r}"
         )
         raise RegistrationError(msg)
-    if not isinstance(new.linger, timedelta) or not timedelta(0) < new.linger <= MAX_LINGER:  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = (
-            f"processor {new.pattern!r}: linger must be a timedelta above zero, and a minute at most, got "
-            f"{new.linger!r}; for what is to wait longer, publish a later end_at"
-        )
-        raise RegistrationError(msg)
+    return checked_duration(
+        linger,
+        f"processor {type_!r}: linger",
+        error=RegistrationError,
+        least=MOMENT,
+        most=MAX_LINGER,
+        remedy="for what is to wait longer, publish a later end_at",
+    )
 
 
 def _check_isolation(new: Processor) -> None:
@@ -236,6 +210,7 @@ def _check_isolation(new: Processor) -> None:
             "isolate a function or a task, or use a deployment"
         )
         raise RegistrationError(msg)
+    # A functools.partial, or an object that can be called, has no name of its own.
     if new.isolation is not None and "<" in getattr(new.function, "__qualname__", "<nameless>"):
         msg = f"processor {new.pattern!r}: {new.place} can't be imported by its name in a child; move it to its module"
         raise RegistrationError(msg)

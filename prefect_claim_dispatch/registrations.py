@@ -16,7 +16,7 @@ from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.catalogue import catalogue
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.outcomes import Snooze, redacted
-from prefect_claim_dispatch.payloads import validated
+from prefect_claim_dispatch.payloads import has_functions, validated
 from prefect_claim_dispatch.policies import RetryPolicy
 
 Source = Callable[..., Any]
@@ -25,6 +25,9 @@ Source = Callable[..., Any]
 Facts = Callable[[Action], Mapping[str, Any]]
 
 RowsPerRun = int | Literal["auto"] | None
+
+RetryDelays = float | list[float] | Callable[[int], list[float]] | None
+"""As Prefect has it: seconds before each retry, before one after another, or a function from how many to the latter."""
 
 TOGETHER = ("payloads", "actions")
 """Parameters of a function that takes the rows of a run in one call."""
@@ -41,7 +44,7 @@ class TaskOptions:
     """What Prefect is told of a plain function: its own retries inside one attempt, and the time limit of each."""
 
     retries: int | None = None
-    retry_delay_seconds: float | list[float] | None = None
+    retry_delay_seconds: RetryDelays = None
     timeout: timedelta | None = None
 
 
@@ -148,6 +151,13 @@ class Processor:
         if self._action_name in self._parameters:
             arguments[self._action_name] = action
         return arguments
+
+    def has_validators(self, type_: str) -> bool:
+        """Whether validating a payload of *type_* calls code of the author's, which may take any time."""
+        if self._payload_name not in self._parameters:
+            return False
+        adapter = self._adapter_of(type_)
+        return adapter is not None and has_functions(adapter)
 
     def check(self) -> None:
         """Resolve what `arguments` needs, now that every module is imported.

@@ -69,11 +69,20 @@ def rescue(
 
 
 def _verdict(raw: RawAction, run_id: str | None, policy_of: Callable[[str], RetryPolicy | None]) -> Settlement:
-    unlimited = replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
     outcome: Outcome = Released() if run_id is None else Crashed(claimed_by=raw.claimed_by)
     try:
-        return settlement_for(outcome, raw, policy_of(raw.type) or unlimited)
+        return settlement_for(outcome, raw, _policy(policy_of, raw.type))
     except Exception:
         # A policy that can't judge is its type's trouble: nobody else's crash may wait for it.
         logger.exception("the policy of %s can't judge action #%s; it is tried again by the default", raw.type, raw.id)
-        return settlement_for(outcome, raw, unlimited)
+        return settlement_for(outcome, raw, _policy(lambda _: None, raw.type))
+
+
+def _policy(policy_of: Callable[[str], RetryPolicy | None], type_: str) -> RetryPolicy:
+    policy = None
+    try:
+        policy = policy_of(type_)
+    except Exception:
+        # Else nothing of any type would be rescued, nor claimed, while one row of this type has lost its lease.
+        logger.exception("the retry policy of %r can't be told: what crashed of it is tried again", type_)
+    return policy or replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)

@@ -5,6 +5,9 @@ names. The engine is datalogic-py. Evaluating runs on a budget of operations, wh
 up within milliseconds. Operators that compute on tensors or for feature flags are left out, and so is what the budget
 does not count: see `_uncounted`.
 
+One operation may read all of a large text, though, and it is counted as one: `BYTES_READ_HERE` bounds what is evaluated
+here, and what needs more is evaluated in a process that can be ended: see :mod:`.evaluator`.
+
 Instants in the context are ISO text. Compare them as instants:
 ``{"<": [{"datetime": {"var": "now"}}, {"datetime": {"var": "payload.until"}}]}``.
 """
@@ -22,12 +25,16 @@ from datalogic_py import CompileError, DataLogicError, Engine, Rule
 
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.encoding import Limits, encode
-from prefect_claim_dispatch.errors import InvalidRulesError
+from prefect_claim_dispatch.errors import InvalidRulesError, RulesUnansweredError
+from prefect_claim_dispatch.evaluator import EvaluatorEndedError, evaluated_apart
 
 MAX_RULES_BYTES: Final = 16 * 1024
 MAX_RULES_DEPTH: Final = 64
 MAX_OPERATIONS: Final = 100_000
 MAX_CONTEXT_BYTES: Final = 512 * 1024 * 1024
+BYTES_READ_HERE: Final = 250_000_000
+"""Operations times bytes of context: less than a second, though each operation should read all of it."""
+
 MAX_FORMAT_LENGTH: Final = 100
 CONTEXT: Final = ("payload", "meta", "action", "now", "facts")
 
@@ -123,9 +130,12 @@ def evaluate(compiled: CompiledRules, context: Mapping[str, Any] | str) -> bool:
     """Whether the rules hold in *context*, by JSONLogic's idea of truth: "", [], {}, 0 and null are false.
 
     Raises:
-        InvalidRulesError: they can't be evaluated, or not within `MAX_OPERATIONS`. It shows no value of the context.
+        InvalidRulesError: they can't be evaluated, or not within `MAX_OPERATIONS` or the time that rules have. It shows
+            no value of the context.
+        RulesUnansweredError: not now, on this machine.
     """
-    return _result(compiled.rule, context if isinstance(context, str) else encode_context(context)) == "true"
+    text = context if isinstance(context, str) else encode_context(context)
+    return _result(_truth_of(compiled.text), text, compiled.rule) == "true"
 
 
 def value_of(compiled: CompiledRules, context: str) -> tuple[str, str | None]:
@@ -136,24 +146,48 @@ def value_of(compiled: CompiledRules, context: str) -> tuple[str, str | None]:
     Raises:
         InvalidRulesError: as `evaluate`.
     """
-    kind = str(json.loads(_result(_ENGINE.compile(f'{{"type":[{compiled.text}]}}'), context)))
-    value = None if kind in ("null", "array", "object") else _result(_ENGINE.compile(compiled.text), context)
+    kind = str(json.loads(_result(f'{{"type":[{compiled.text}]}}', context)))
+    value = None if kind in ("null", "array", "object") else _result(compiled.text, context)
     return kind, value
 
 
-def _result(rule: Rule, context: str) -> str:
+def _truth_of(text: str) -> str:
+    # Asked only whether it holds: as text, a result that names one large value many times can be of any size.
+    return f'{{"!!":[{text}]}}'
+
+
+def _result(text: str, context: str, compiled: Rule | None = None) -> str:
+    rule = _ENGINE.compile(text) if compiled is None else compiled
+    operations = min(MAX_OPERATIONS, max(1, BYTES_READ_HERE // max(1, len(context))))
     try:
-        result, _spent = rule.evaluate_metered(context)
+        # Of text, the engine gives up the interpreter while it evaluates; of Python's own objects it would not.
+        return rule.evaluate_metered(context, operations)[0]
     except DataLogicError as error:
         kind, operator = getattr(error, "error_type", type(error).__name__), getattr(error, "operator", None)
-    else:
+    if kind == "BudgetExceeded" and operations < MAX_OPERATIONS:
+        return _result_apart(text, context)
+    raise _unanswered(kind, operator)
+
+
+def _result_apart(text: str, context: str) -> str:
+    try:
+        result, *trouble = evaluated_apart(text, context, families=_FAMILIES, operations=MAX_OPERATIONS)
+    except EvaluatorEndedError as ended:
+        error = InvalidRulesError if ended.is_by_rules else RulesUnansweredError
+        msg = f"rules can't be evaluated: {ended}; simplify them, or let them read less"
+        raise error(msg) from None
+    if result is not None:
         return result
+    raise _unanswered(*trouble)
+
+
+def _unanswered(kind: str | None, operator: str | None) -> InvalidRulesError:
     # Not chained: the engine's own message may quote the payload.
     if kind == "BudgetExceeded":
         msg = f"rules take more than {MAX_OPERATIONS} operations, last in {operator!r}; simplify them"
     else:
         msg = f"rules can't be evaluated: {kind} in operator {operator!r}; check what they read"
-    raise InvalidRulesError(msg)
+    return InvalidRulesError(msg)
 
 
 @lru_cache(maxsize=1024)
@@ -163,8 +197,7 @@ def _compiled(text: str) -> CompiledRules:
         msg = f"rules are refused: {_printable(reason[:300])}"
         raise InvalidRulesError(msg)
     try:
-        # Asked only whether it holds: as text, a result that names one large value many times can be of any size.
-        return CompiledRules(text, _ENGINE.compile_checked(f'{{"!!":[{text}]}}'))
+        return CompiledRules(text, _ENGINE.compile_checked(_truth_of(text)))
     except CompileError as error:
         first = error.diagnostics[0]
         reason = f"{first['message']} at {first['pointer'].removeprefix('/!!/0') or '/'}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Final, NamedTuple
 
 from sqlalchemy import Engine, Table
 
@@ -13,6 +14,7 @@ from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dialects import as_instant
 from prefect_claim_dispatch.dispatching.flow_runs import CREATED_AT_ONCE, DeploymentSeen, FlowRuns, Order
 from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.guard_runs import GuardRun
 from prefect_claim_dispatch.dispatching.parameters import parameters_of
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.errors import DeploymentNotFoundError
@@ -25,6 +27,15 @@ from prefect_claim_dispatch.reports import Tally
 logger = logging.getLogger(__name__)
 
 Refusals = list[tuple[RawAction, Outcome]]
+
+ASKED_AT_ONCE: Final = timedelta(milliseconds=250)
+"""How long the loop waits for the guard of what it has claimed: nearly always it is done in a fraction of that."""
+
+ASKED_WITHIN: Final = timedelta(seconds=10)
+"""How long a guard goes on asking about one row after another. What is left then goes back, and is claimed again."""
+
+GIVEN_UP_AFTER: Final = timedelta(minutes=1)
+"""How long one call of the author's may take; to the row it costs an attempt."""
 
 
 class Ordered(NamedTuple):
@@ -44,9 +55,17 @@ class Creator:
         self._runs = runs
         self._tally = tally
         self._identity: str | None = None
+        self._guards: dict[GuardRun[Ordered], tuple[Processor, DeploymentSeen]] = {}
+
+    @property
+    def asking(self) -> frozenset[Processor]:
+        """The processors whose guard is at work, in a thread of its own; no more of theirs should be claimed now."""
+        return frozenset(processor for processor, _ in self._guards.values())
 
     def create(self, raws: Sequence[RawAction]) -> None:
         """A run for each of *raws*; what can't have one is settled: released without a deployment, failed or dead.
+
+        Where the author's code (`facts`, `parameters`) takes long, `go_on` creates them when it is done.
 
         Raises:
             PrefectUnavailableError: not all have one, as far as is known. Their claims stay: `adopt` finds out.
@@ -58,12 +77,35 @@ class Creator:
             for start in range(0, len(group), CREATED_AT_ONCE):
                 self._create_for(processor, group[start : start + CREATED_AT_ONCE])
 
+    def go_on(self) -> None:
+        """Create the runs whose guard is done, and give up what will not answer.
+
+        Raises:
+            PrefectUnavailableError: as `create`.
+        """
+        for guard, (processor, seen) in list(self._guards.items()):
+            refusals: Refusals = []
+            if not guard.is_over:
+                if not guard.is_late(GIVEN_UP_AFTER):
+                    continue
+                guard.give_up()
+                silent = guard.left[0]
+                logger.error(
+                    "%s: facts or parameters of %s did not answer; given up", silent.reference, processor.place
+                )
+                refusals.append((silent, Failed(error_type="TimeoutError", message=_NO_ANSWER)))
+            del self._guards[guard]
+            self._create_guarded(seen, guard, refusals)
+
     def adopt(self, raws: Sequence[RawAction], *, is_over: frozenset[int]) -> None:
         """Find the runs of *raws*, which nobody has written down, or create them: whoever claimed them has died.
 
         What has none and can have none is released once its lease *is_over*.
         """
-        keys = {self.key_of(raw): raw for raw in raws}
+        asked = {(raw.id, raw.claim_count) for guard in self._guards for raw in guard.group}
+        keys = {self.key_of(raw): raw for raw in raws if (raw.id, raw.claim_count) not in asked}
+        if not keys:
+            return
         found = self._runs.created(list(keys))
         self._follow([(keys[key], run_id) for key, run_id in found.items()])
         lost = [raw for key, raw in keys.items() if key not in found]
@@ -102,8 +144,23 @@ class Creator:
         if processor is None or seen is None:  # undeployed since it was claimed
             self.settle([(raw, Released()) for raw in raws])
             return
-        ordered, refusals = self._ordered(processor, seen, raws)
-        self.settle(refusals)
+        keys = {raw: self.key_of(raw) for raw in raws}
+        guard = GuardRun[Ordered](raws, lambda raw: self._ordered(processor, seen, raw, keys[raw]), within=ASKED_WITHIN)
+        guard.start()
+        if guard.wait(ASKED_AT_ONCE):
+            self._create_guarded(seen, guard, [])
+        else:
+            self._guards[guard] = processor, seen
+
+    def _create_guarded(self, seen: DeploymentSeen, guard: GuardRun[Ordered], refusals: Refusals) -> None:
+        answers = list(guard.answers)
+        ordered = [answer for _, answer in answers if isinstance(answer, Ordered)]
+        refusals += [(raw, answer) for raw, answer in answers if not isinstance(answer, Ordered)]
+        known = {raw.id for raw, _ in (*answers, *refusals)}
+        self.settle([*refusals, *((raw, Released()) for raw in guard.group if raw.id not in known)])
+        self._create_ordered(seen, ordered)
+
+    def _create_ordered(self, seen: DeploymentSeen, ordered: Sequence[Ordered]) -> None:
         creation = self._runs.create(seen, [one.order for one in ordered])
         run_ids, refused = creation.run_ids, creation.refused
         self._follow([(one.raw, run_ids[one.order.key]) for one in ordered if one.order.key in run_ids])
@@ -120,25 +177,18 @@ class Creator:
         elif creation.error is not None:
             raise creation.error
 
-    def _ordered(
-        self, processor: Processor, seen: DeploymentSeen, raws: Sequence[RawAction]
-    ) -> tuple[list[Ordered], Refusals]:
+    def _ordered(self, processor: Processor, seen: DeploymentSeen, raw: RawAction, key: str) -> Ordered | Outcome:
+        """What is to be created for *raw*, or what becomes of it instead; calls the author's code."""
         deployment, policy = processor.deployment, self._routing.policy(processor)
         assert deployment is not None  # noqa: S101 - asked by the caller
-        ordered: list[Ordered] = []
-        refusals: Refusals = []
-        for raw in raws:
-            verdict = guarded(raw, processor, policy)
-            if not isinstance(verdict, tuple):
-                refusals.append((raw, verdict))
-                continue
-            action, _ = verdict
-            parameters = parameters_of(action, deployment, policy, seen.asked_for)
-            if isinstance(parameters, Failed):
-                refusals.append((raw, parameters))
-            else:
-                ordered.append(Ordered(raw, Order(key=self.key_of(raw), name=action.reference, parameters=parameters)))
-        return ordered, refusals
+        verdict = guarded(raw, processor, policy)
+        if not isinstance(verdict, tuple):
+            return verdict
+        action, _ = verdict
+        parameters = parameters_of(action, deployment, policy, seen.asked_for)
+        if isinstance(parameters, Failed):
+            return parameters
+        return Ordered(raw, Order(key=key, name=action.reference, parameters=parameters))
 
     def _follow(self, created: Sequence[tuple[RawAction, str]]) -> None:
         """Write the runs onto their rows. The lease is counted from now: creating a hundred takes seconds."""
@@ -148,3 +198,6 @@ class Creator:
         ]
         outstanding.follow(self._engine, self._table, followed)
         self._tally.add("dispatched", len(followed))
+
+
+_NO_ANSWER: Final = f"facts or parameters did not answer within {GIVEN_UP_AFTER.total_seconds():.0f} s"

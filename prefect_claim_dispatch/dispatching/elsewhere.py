@@ -66,13 +66,27 @@ class Elsewhere:
         """
         return tuple(lane for lane in lanes if self._exists(lane.type))
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether runs are still to be created: the author's code says of what."""
+        return bool(self._creator.asking)
+
+    def go_on(self) -> None:
+        """Create what has been asked about by now.
+
+        Raises:
+            PrefectUnavailableError: as `claim`.
+        """
+        self._creator.go_on()
+
     def claim(self, lanes: Sequence[Lane]) -> int:
         """Claim from *lanes* as many as one call creates, and create a run for each; returns how many were claimed.
 
         Raises:
             PrefectUnavailableError: runs could not be created. Their claims stay, and are adopted.
         """
-        claimed = 0
+        claimed, asking = 0, self._creator.asking
+        lanes = [lane for lane in lanes if self._routing.match(lane.type) not in asking]
         for (lease, max_running, _), part in self._parts(lanes).items():
             raws = claiming.claim(
                 self._engine,

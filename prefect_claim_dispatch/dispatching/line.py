@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
 from prefect_claim_dispatch.dispatching.dispatchers import Dispatcher
 from prefect_claim_dispatch.dispatching.grouping import Grouping
-from prefect_claim_dispatch.dispatching.guard import guarded
+from prefect_claim_dispatch.dispatching.guard import Verdict, admitted, may_take_long, opened
+from prefect_claim_dispatch.dispatching.guard_runs import GuardRun
 from prefect_claim_dispatch.dispatching.options import LoopOptions
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
-from prefect_claim_dispatch.dispatching.slots import POLL, Slots
+from prefect_claim_dispatch.dispatching.slots import POLL, Slots, Taker
 from prefect_claim_dispatch.dispatching.suspects import Group, Trials
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.keeping import Keeper
@@ -24,12 +27,16 @@ from prefect_claim_dispatch.reports import Tally
 
 logger = logging.getLogger(__name__)
 
+GuardPass = tuple[Action, dict[str, Any]]
+"""An action that may be dispatched, and its processor's arguments."""
+
 
 class Line:
     """Claimed actions in groups that share a run, in the order in which they begin.
 
     Nothing begins, not even the guard, which calls code of the user's, before the table knows that it may have: see
-    `Keeper.allow`.
+    `Keeper.allow`. Where the guard may take long, it has a thread of its own, and the slot that its run will have: a
+    type whose guard is slow takes slots from others, as one whose processor is slow does, and no time.
     """
 
     def __init__(  # noqa: PLR0917 - its parts, each of another type
@@ -54,20 +61,22 @@ class Line:
         self._api = api
         self._trials = Trials(options.trial_of, routing.is_isolated)
         self._waiting: list[Group] = []
+        self._guards: dict[GuardRun[GuardPass], Group] = {}
 
     def __len__(self) -> int:
-        """How many actions wait."""
-        return sum(len(group) for group in self._waiting)
+        """How many actions wait, for a slot or for their guard."""
+        return sum(len(group) for group in (*self._waiting, *self._guards.values()))
 
     @property
     def soon(self) -> int:
         """How many runs will take a slot as soon as there is one; suspects wait for other things."""
-        return sum(not self._trials.is_suspect(group[0]) for group in self._waiting)
+        over = sum(guard.is_over for guard in self._guards)
+        return over + sum(not self._trials.is_suspect(group[0]) for group in self._waiting)
 
     @property
     def is_held(self) -> bool:
         """Whether nothing may begin now, though there are slots."""
-        return self._trials.is_alone(self._slots.runs)
+        return self._trials.is_alone(self._running)
 
     @property
     def pause(self) -> float:
@@ -85,28 +94,42 @@ class Line:
 
     def begin(self) -> None:
         """Start all that may begin, each as soon as there is a slot; suspects may have to stay in the line."""
-        while chosen := self._trials.chosen(self._waiting, max(1, self._slots.left), self._slots.runs):
+        self.go_on()
+        while chosen := self._trials.chosen(self._waiting, max(1, self._slots.left), self._running):
             self._slots.wait_for_one()
+            if self.go_on():
+                continue  # they have waited for longer, and may have taken the slot
             if not self._allow(chosen):
                 return  # the database is away, or slow: the next round finds out
             for group in chosen:
                 self._start(group)
 
+    def go_on(self) -> int:
+        """Start what the guard is done with, as far as there are slots; how many groups of it."""
+        over = [guard for guard in self._guards if guard.is_over][: max(0, self._slots.left)]
+        for guard in over:
+            self._hand_over(self._guards[guard], guard.answers)
+            del self._guards[guard]
+        return len(over)
+
     def finish(self) -> None:
         """Start all there is, each when it may begin, and wait until all has ended."""
-        while self._waiting:
+        while self._waiting or self._guards:
             ended = self._slots.ended
             self.begin()
-            if self._waiting:
+            if self._waiting or self._guards:
                 self._slots.wait_for_more_ended(ended, self.pause)
         self._slots.wait_for_none()
 
     def release(self) -> None:
         """Give back what has not begun."""
-        for group in self._waiting:
+        for guard in self._guards:
+            guard.give_up()
+        for group in (*self._waiting, *self._guards.values()):
             for raw in group:
                 self._settle_raw(raw, Released())
         self._waiting.clear()
+        self._guards.clear()
         for work in self._slots.works:
             if work.withdraw():
                 self._settle(work, Released())
@@ -115,33 +138,55 @@ class Line:
         waits = [raw for group in groups for raw in group if not raw.lease.may_begin]
         return not waits or self._keeper.allow(waits, self._options.claimed_by, self._options.soon)
 
+    @property
+    def _running(self) -> list[Taker]:
+        """What has a slot, and what is to have one again as soon as it is noticed that its guard is over."""
+        return [*self._slots.runs, *(guard for guard in self._guards if guard.is_over)]
+
     def _start(self, group: Group) -> None:
-        """Hand over what shares a run; it leaves the line only when somebody else answers for it."""
+        """Guard what shares a run, and hand it over; it leaves the line only when somebody else answers for it."""
         processor = self._routing.match(group[0].type)
-        works = [work for raw in group if (work := self._admitted(raw, processor)) is not None]
+        if processor is None:
+            # Undeployed since the survey: not ours to judge.
+            for raw in group:
+                self._settle_raw(raw, Released())
+        else:
+            policy = self._routing.policy(processor)
+            actions = {raw: opened(raw, policy) for raw in group}
+            found = [action for action in actions.values() if isinstance(action, Action)]
+            if any(may_take_long(action, processor) for action in found):
+                self._guard_aside(group, actions, processor)
+            else:
+                self._hand_over(group, [(raw, _passed(action, processor)) for raw, action in actions.items()])
+        self._waiting.remove(group)
+
+    def _guard_aside(self, group: Group, actions: Mapping[RawAction, Action | Outcome], processor: Processor) -> None:
+        guard = GuardRun[GuardPass](group, lambda raw: _passed(actions[raw], processor), self._slots.free)
+        self._slots.take(guard)
+        self._trials.begun(guard, group[0])
+        self._guards[guard] = group
+        guard.start()
+
+    def _hand_over(self, group: Group, verdicts: Iterable[tuple[RawAction, Verdict]]) -> None:
+        works = [work for raw, verdict in verdicts if (work := self._admitted(raw, verdict)) is not None]
         if not works:
-            self._waiting.remove(group)
             return
-        run = works[0] if processor is None or processor.rows_per_run is None else Batch(works)
+        run = works[0] if works[0].processor.rows_per_run is None else Batch(works)
         self._slots.take(run)
         self._trials.begun(run, group[0])
-        self._waiting.remove(group)
         self._dispatcher.submit(run, self._done)
         self._grouping.started()
         self._tally.add("runs")
         self._tally.add("dispatched", len(works))
 
-    def _admitted(self, raw: RawAction, processor: Processor | None) -> Work | None:
+    def _admitted(self, raw: RawAction, verdict: Verdict) -> Work | None:
         """The work of *raw*; None if it ended here, settled."""
-        if processor is None:
-            # Undeployed since the survey: not ours to judge.
-            self._settle_raw(raw, Released())
-            return None
-        verdict = guarded(raw, processor, self._routing.policy(processor))
         if not isinstance(verdict, tuple):
             self._settle_raw(raw, verdict)
             return None
         action, arguments = verdict
+        processor = self._routing.match(raw.type)
+        assert processor is not None  # noqa: S101 - it was guarded
         return Work(action, processor, arguments, on_begin=self._begun, on_outcome=self._settle)
 
     def _begun(self, work: Work, run_id: str) -> None:
@@ -175,3 +220,7 @@ class Line:
                 # It never began, since its lease could not be relied on any more, or the run ended before its turn:
                 # give it back, if it is still ours to give.
                 self._settle(work, Released())
+
+
+def _passed(action: Action | Outcome, processor: Processor) -> Verdict:
+    return admitted(action, processor) if isinstance(action, Action) else action

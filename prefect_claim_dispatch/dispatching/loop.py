@@ -129,7 +129,8 @@ class ClaimLoop:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
         self._slots.heed()
         self._keeper.check()
-        outstanding, ended = len(self._slots), self._slots.ended
+        self._line.go_on()
+        outstanding, ended = len(self._slots) or len(self._line), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
         is_settled = not outstanding and self._settle_soon()
         survey, is_new = self._looked()
@@ -190,11 +191,12 @@ class ClaimLoop:
         return claiming.count_due(self._engine, self._table, lanes, at_most=at_most)
 
     def _claim_elsewhere(self, lanes: tuple[Lane, ...]) -> int:
-        if self._elsewhere is None or not lanes:
+        if self._elsewhere is None:
             return 0
-        if self._api is not None:
+        self._elsewhere.go_on()
+        if lanes and self._api is not None:
             self._api.require()
-        return self._elsewhere.claim(lanes)
+        return self._elsewhere.claim(lanes) if lanes else 0
 
     def stop(self) -> bool:
         """Give back at once what has not begun, wait for the rest for the grace period; returns whether all ended.
@@ -296,7 +298,8 @@ class ClaimLoop:
     def _wait_for_more(self, survey: Survey, stay_until: float) -> bool:
         """Sleep until the next action is due or the stay is over; False when it is over."""
         unripe = self._ripening.seconds_left
-        remaining = max(stay_until - elapsed_clock(), 0.0 if unripe == math.inf else unripe)
+        is_asking = self._elsewhere is not None and self._elsewhere.is_asking
+        remaining = max(stay_until - elapsed_clock(), 0.0 if unripe == math.inf else unripe, POLL if is_asking else 0.0)
         if remaining <= 0:
             return False
         self._slots.doze(min(self._next_due(survey), remaining))
@@ -310,5 +313,8 @@ class ClaimLoop:
 
     def _finish(self) -> None:
         self._line.finish()
+        while self._elsewhere is not None and self._elsewhere.is_asking:
+            self._slots.rest(UNSETTLED_PAUSE)
+            self._elsewhere.go_on()
         self._keeper.flush(timeout=self._options.lease.total_seconds())
         self._keeper.check()

@@ -6,13 +6,17 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from prefect_claim_dispatch.dispatching.batches import Workload
+from prefect_claim_dispatch.dispatching.guard_runs import GuardRun
 from prefect_claim_dispatch.dispatching.signals import Signals
 from prefect_claim_dispatch.dispatching.work import Work
 
 POLL: Final = 1.0
+
+Taker = Workload | GuardRun[Any]
+"""What has a slot: a run, or the guard that comes before it."""
 
 
 class Slots:
@@ -28,7 +32,7 @@ class Slots:
         self._signals.tell = self._tell
         self._lock = threading.RLock()  # entered itself: `Condition.__enter__` keeps it where a handler raises
         self._freed = threading.Condition(self._lock)
-        self._taken: set[Workload] = set()
+        self._taken: set[Taker] = set()
         self._ended = 0
         self._is_woken = False
         self._failure: BaseException | None = None
@@ -50,7 +54,7 @@ class Slots:
             return self._ended
 
     @property
-    def runs(self) -> list[Workload]:
+    def runs(self) -> list[Taker]:
         """The runs that have not ended."""
         with self._lock:
             return list(self._taken)
@@ -61,12 +65,12 @@ class Slots:
         with self._lock:
             return [work for run in self._taken for work in run.works]
 
-    def take(self, run: Workload) -> None:
+    def take(self, run: Taker) -> None:
         """Count *run* until it is freed."""
         with self._lock:
             self._taken.add(run)
 
-    def free(self, run: Workload) -> None:
+    def free(self, run: Taker) -> None:
         """*run* has ended."""
         with self._lock:
             self._taken.discard(run)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
-from prefect_claim_dispatch.dispatching.batches import Workload
+from prefect_claim_dispatch.dispatching.slots import Taker
 
 CONVICTING = 2
 """Crashes in a row from which on an action is held for the cause of them."""
@@ -32,7 +32,7 @@ class Trials:
         self._length = length
         self._is_harmless = is_harmless
         self._most_waiting = 0
-        self._tried: Workload | None = None
+        self._tried: Taker | None = None
         self._is_alone = False
         self._cleared_since: float | None = None
 
@@ -46,7 +46,7 @@ class Trials:
         is_alone = any(raw.crashes >= CONVICTING for raw in suspects)
         return list(claimed) if is_alone else suspects
 
-    def chosen(self, waiting: Sequence[Group], most: int, running: Sequence[Workload]) -> list[Group]:
+    def chosen(self, waiting: Sequence[Group], most: int, running: Sequence[Taker]) -> list[Group]:
         """Up to *most* of the groups *waiting* that may begin now, beside what is *running*, in their order."""
         is_open = self._is_open(running)
         if is_open and self._is_alone:
@@ -68,11 +68,11 @@ class Trials:
                 break
         return chosen
 
-    def is_alone(self, running: Sequence[Workload]) -> bool:
+    def is_alone(self, running: Sequence[Taker]) -> bool:
         """Whether nothing may begin beside the one that is on trial, or that waits for the others to end."""
         return (self._is_open(running) and self._is_alone) or self._cleared_since is not None
 
-    def begun(self, run: Workload, raw: RawAction) -> None:
+    def begun(self, run: Taker, raw: RawAction) -> None:
         """*run*, of *raw*, was started: its trial, if it is a suspect."""
         crashes = self._crashes(raw)
         if crashes:
@@ -100,7 +100,7 @@ class Trials:
         crashes = raw.crashes
         return 0 if crashes and self._is_harmless(raw.type) else crashes
 
-    def _is_open(self, running: Sequence[Workload]) -> bool:
+    def _is_open(self, running: Sequence[Taker]) -> bool:
         """Whether somebody is on trial."""
         if self._tried is not None and (self._tried not in running or self._has_lived_on(self._tried.begun_at)):
             self._tried = None

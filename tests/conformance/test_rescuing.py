@@ -45,6 +45,32 @@ def crash(engine: Engine, id_: int) -> None:
     expire_leases(engine, id_)
 
 
+def test_policy_that_raises_stops_no_other_types_rescue(engine: Engine) -> None:
+    """Nobody would rescue, and so nobody claim, anything of any type. Its own row is tried again, as by default."""
+
+    class Raising(RetryPolicy):
+        def delay_after(self, failures: int, seed: str) -> timedelta:
+            msg = f"no wait after {failures} failures of {seed}"
+            raise ArithmeticError(msg)
+
+    class Endless(RetryPolicy):
+        def delay_after(self, failures: int, seed: str) -> timedelta:
+            return timedelta.max
+
+    def policy_of(type_: str) -> RetryPolicy:
+        return {"a": POLICY, "raising": Raising(), "endless": Endless()}[type_]
+
+    ids = [add(engine, type_) for type_ in ("unknown", "raising", "endless", "a")]
+    assert len(claim_due(engine)) == len(ids)
+    expire_leases(engine, *ids)
+
+    settlements = rescue(engine, TABLE, policy_of, limit=10)
+
+    assert {settlement.id for settlement in settlements} == set(ids)
+    assert by_status(engine) == {"pending": 4}
+    assert all(settlement.delay is not None and settlement.delay.days <= 3650 for settlement in settlements)
+
+
 def test_expired_claim_is_pending_again_and_counted(engine: Engine) -> None:
     """Counted at rescue and not at settle: an attempt that was killed must count, or it would kill for ever."""
     id_ = add(engine)

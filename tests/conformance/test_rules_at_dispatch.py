@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Snooze, operations, processor, publish, testing
+from prefect_claim_dispatch import Snooze, evaluator, operations, processor, publish, testing
+from prefect_claim_dispatch import rules as rules_module
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.clocks import wall_clock
 from prefect_claim_dispatch.explaining import State, explain
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.rules import context_of
-from tests.kit.bombs import COUNTED, LARGE, REFUSED, SHARED
+from tests.kit.bombs import COUNTED, LARGE, LONG_TEXTS, READING, REFUSED, SHARED
 from tests.kit.tables import add_many
 
 FACTS = {"is_paid": True}
@@ -50,6 +51,19 @@ def test_bombs_go_dead_alone(engine: Engine) -> None:
     assert (report.dead, report.processed) == (len(bombs), len(fine))
     kinds = {operations.get(engine, id_).errors[-1]["type"] for id_ in ids[: len(bombs)]}
     assert kinds == {"RulesFailed", "InvalidRules"}
+
+
+def test_rules_that_get_no_time_now_are_asked_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is busy with other things, right rules must not go dead; and the next row goes on."""
+    monkeypatch.setattr(rules_module, "BYTES_READ_HERE", 1)
+    monkeypatch.setattr(evaluator, "SECONDS", 0.01)
+    late, fine = add_many(engine, [{"payload": LONG_TEXTS | {"__rules": READING["read as a duration"]}}, {}])
+
+    testing.drain(engine, registry())
+
+    assert (operations.get(engine, late).status.value, operations.get(engine, late).fail_count) == ("pending", 1)
+    assert operations.get(engine, late).errors[-1]["type"] == "RulesUnansweredError"
+    assert operations.get(engine, fine).status.value == "processed"
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,23 @@ SHARED: Final[dict[str, Any]] = {
     "slice": {"map": [ITEMS, {"slice": [ALL]}]},
 }
 """Rules whose result is small in memory and huge as text."""
+
+DIGITS: Final[Any] = {"val": [[2], "payload", "digits"]}
+LONG_TEXTS: Final[dict[str, Any]] = {
+    "items": list(range(20_000)),
+    "digits": "1" * 450_000,
+    "part": "0." + "1" * 450_000,
+}
+PARTED: Final[Any] = {"val": [[2], "payload", "part"]}
+
+
+def none_of_items(costly: Any) -> Any:
+    """Rules that work out *costly* for each of the items, whatever it comes to."""
+    return {"none": [ITEMS, {"and": [{"try": [costly, False]}, False]}]}
+
+
+READING: Final[dict[str, Any]] = {
+    "read as a duration": none_of_items({"timestamp": DIGITS}),
+    "read as a number": none_of_items({"and": [{"+": [PARTED, 1]}, {"+": [PARTED, 2]}, {"+": [PARTED, 3]}]}),
+}
+"""Bombs whose every operation reads all of a long text, and is counted as one: half a minute of native code."""

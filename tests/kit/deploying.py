@@ -22,6 +22,7 @@ from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.reports import DispatchReport, Tally
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.tables import TABLE
+from tests.kit.waiting import wait_until
 
 AT_ONCE = RetryPolicy(backoff=timedelta(0), max_attempts=2)
 
@@ -88,4 +89,11 @@ def look(engine: Engine, registry: Registry, *, rescuer: Callable[..., Any] = re
     lane.reconcile(claiming.survey(engine, TABLE))
     due = claiming.survey(engine, TABLE).due()
     lane.claim(lane.available(routing.elsewhere(due)))
+    wait_until(lambda: is_created(lane), description="the guard of what was claimed is done")
     return tally.report()
+
+
+def is_created(lane: Elsewhere) -> bool:
+    """Whether all runs are created; the machine may be busy, so that the guard took its time."""
+    lane.go_on()
+    return not lane.is_asking

@@ -61,7 +61,7 @@ async def asynchronous(action: Action) -> dict[str, Any]:
         ({"deployment": "encode"}, "flow/deployment, got 'encode'"),
         ({"deployment": "encode/"}, "flow/deployment"),
         ({"lease": timedelta(0)}, "lease must be"),
-        ({"queued_at_most": timedelta(0)}, "queued_at_most must be more than zero"),
+        ({"queued_at_most": timedelta(0)}, "queued_at_most must be .*, above zero .*, got 0:00:00"),
         ({"parameters": {"a": 1}}, "must be a function"),
         ({"parameters": asynchronous}, "not async"),
         ({"max_attempts": 0}, "max_attempts must be 1 or more"),

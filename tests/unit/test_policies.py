@@ -290,3 +290,12 @@ def test_entry_names_its_type(outcome: Outcome, expected: str) -> None:
 
     assert errors
     assert errors[-1]["type"] == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"backoff": 30}, {"backoff_max": "1h"}, {"max_attempts": 2.5}, {"max_attempts": True}]
+)
+def test_policy_of_a_wrong_kind_can_not_be_made(wrong: dict[str, Any]) -> None:
+    """By the first failure it would be too late: the row would stay claimed, and stop whoever rescues it."""
+    with pytest.raises(TypeError, match="a whole number of attempts and two timedeltas"):
+        RetryPolicy(**wrong)

@@ -545,10 +545,11 @@ def test_linger_that_makes_no_sense_is_refused() -> None:
     for rows in (None, "auto"):
         with pytest.raises(RegistrationError, match="linger waits for as many actions as fill a run"):
             registered(nothing, rows_per_run=rows, linger=timedelta(seconds=1))
-    for linger in (timedelta(0), timedelta(seconds=-1), timedelta(seconds=61), 5, True, "1s"):
-        with pytest.raises(RegistrationError, match="linger must be a timedelta above zero, and a minute at most"):
+    for linger in (timedelta(0), timedelta(seconds=-1), timedelta(seconds=61), 60.5, True, "1s"):
+        with pytest.raises(RegistrationError, match=r"linger must be .*, above zero and 0:01:00 at most, got"):
             registered(nothing, rows_per_run=10, linger=linger)
-    assert registered(nothing, rows_per_run=10, linger=timedelta(minutes=1)).linger == timedelta(minutes=1)
+    for linger in (timedelta(minutes=1), 60):
+        assert registered(nothing, rows_per_run=10, linger=linger).linger == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("rows", [0, -1, True, False, 1.5, "many", 10_001])

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from prefect_claim_dispatch.errors import InvalidRulesError
+from prefect_claim_dispatch import evaluator
+from prefect_claim_dispatch import rules as rules_module
+from prefect_claim_dispatch.errors import InvalidRulesError, RulesUnansweredError
 from prefect_claim_dispatch.rules import checked_rules, compile_rules, evaluate
-from tests.kit.bombs import COUNTED, LARGE, REFUSED, SHARED
+from tests.kit.bombs import COUNTED, LARGE, LONG_TEXTS, READING, REFUSED, SHARED
 
 GROWTH = 256 * 1024 * 1024
 SECONDS = 30
@@ -40,6 +42,54 @@ def test_result_that_names_a_large_value_many_times_is_not_written_out(name: str
 
     with bounded():
         assert evaluate(compiled, {"payload": LARGE})
+
+
+@pytest.fixture
+def little_is_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else would be worked out here first, for most of a second, goes to a process of its own at once."""
+    monkeypatch.setattr(rules_module, "BYTES_READ_HERE", 1)
+
+
+def test_bomb_that_reads_much_is_ended_by_the_kernel(little_is_read_here: None) -> None:
+    """Native code can't be interrupted, and the budget counts operations: half a minute for a hundred bytes."""
+    compiled = compile_rules(READING["read as a duration"])
+
+    with bounded(), pytest.raises(InvalidRulesError, match=r"more than 1 s of the processor|not done in time"):
+        evaluate(compiled, {"payload": LONG_TEXTS})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", READING)
+def test_bomb_of_every_kind_that_reads_much_ends(name: str) -> None:
+    """Here first, for a moment, and then in a process of its own, as each is by default."""
+    compiled = compile_rules(READING[name])
+
+    with bounded(), pytest.raises(InvalidRulesError, match=r"more than 1 s of the processor|not done in time"):
+        evaluate(compiled, {"payload": LONG_TEXTS})
+
+
+def test_rules_that_the_machine_gave_no_time_are_told_apart(
+    little_is_read_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be right: the row is tried again, and does not go dead."""
+    monkeypatch.setattr(evaluator, "SECONDS", 0.01)
+
+    with pytest.raises(RulesUnansweredError, match="not done in time, on this machine"):
+        evaluate(compile_rules(READING["read as a duration"]), {"payload": LONG_TEXTS})
+
+
+def test_answer_is_the_same_wherever_it_is_worked_out(little_is_read_here: None) -> None:
+    """True, false, and each way to fail: what reads much is asked in another process."""
+    context = {"payload": {"items": list(range(1_000)), "text": "é\n"}, "facts": {"is_paid": True}}
+    all_below = {"all": [{"var": "payload.items"}, {"<": [{"var": ""}, 1_000]}]}
+
+    assert evaluate(compile_rules({"and": [{"var": "facts.is_paid"}, all_below]}), context)
+    assert evaluate(compile_rules({"==": [{"var": "payload.text"}, "é\n"]}), context)
+    assert not evaluate(compile_rules({"!": [all_below]}), context)
+    with pytest.raises(InvalidRulesError, match="in operator '\\+'; check what they read"):
+        evaluate(compile_rules({"and": [all_below, {"+": [{"var": "payload.text"}, 1]}]}), context)
+    with pytest.raises(InvalidRulesError, match="more than 100000 operations, last in"):
+        evaluate(compile_rules(COUNTED["map in map"]), context)
 
 
 @pytest.mark.parametrize(
