@@ -137,7 +137,9 @@ class Keeper:
         with self._lock:
             if self._verdicts:
                 self._hurry()
-            self._written.wait_for(lambda: not self._verdicts or (self._is_away and not patiently) or self._died, timeout)
+            self._written.wait_for(
+                lambda: not self._verdicts or (self._is_away and not patiently) or self._died, timeout
+            )
             return not self._verdicts
 
     def close(self) -> None:

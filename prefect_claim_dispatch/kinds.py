@@ -106,7 +106,9 @@ def checked_limit(type_: str, option: str, value: Any) -> timedelta | None:
     return checked_duration(value, f"processor {type_!r}: {option}", error=RegistrationError, least=MOMENT)
 
 
-def checked_task_options(type_: str, retries: Any, retry_delay_seconds: RetryDelays, timeout: Any) -> TaskOptions:
+def checked_task_options(
+    type_: str, retries: Any, retry_delay_seconds: RetryDelays, timeout: Any, log_prints: Any
+) -> TaskOptions:
     """What Prefect is told of a function.
 
     Raises:

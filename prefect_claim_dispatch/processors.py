@@ -58,6 +58,7 @@ def processor(
     linger: timedelta | float | None = None,
     max_running: int | None = None,
     concurrency_limit: str | Sequence[str] | None = None,
+    log_prints: bool | None = None,
     registry: Registry = registry,
 ) -> Callable[[AnySource], AnySource]:
     """Register a function, `Task` or `Flow` as the processor of *type_*, and return it unchanged.
@@ -95,6 +96,8 @@ def processor(
         concurrency_limit: the name of a global concurrency limit of Prefect's, or several: each run takes a slot of
             every one of them while the function is called. An action that gets none in half a minute is put off by
             seconds, at no attempt. See docs/lanes.md.
+        log_prints: what the function prints goes to its run's log; None: as Prefect's setting and the claim flow say,
+            which is no. For a `Task` or `Flow`, say it in its own decorator. See docs/logging.md.
         registry: where to register; the default is what the claim flow uses.
 
     Raises:
@@ -104,7 +107,7 @@ def processor(
     """
     type_ = kinds.checked_pattern(type_)
     registry = kinds.checked_registry(type_, registry)
-    options = kinds.checked_task_options(type_, retries, retry_delay_seconds, timeout)
+    options = kinds.checked_task_options(type_, retries, retry_delay_seconds, timeout, log_prints)
     described: dict[str, Any] = {
         "max_attempts": kinds.checked_attempts(type_, max_attempts),
         "backoff": kinds.checked_wait(type_, "backoff", backoff),
@@ -121,7 +124,7 @@ def processor(
     def register(source: AnySource) -> AnySource:
         _check_source(type_, source)
         if function_of(source) is not source and options != TaskOptions(timeout=options.timeout):
-            msg = f"processor {type_!r}: put retries into the task's or flow's own decorator"
+            msg = f"processor {type_!r}: put retries and log_prints into the task's or flow's own decorator"
             raise RegistrationError(msg)
         new = Processor(pattern=type_, source=source, place=place_of(source), options=options, **described)
         _check_rows_per_run(new)

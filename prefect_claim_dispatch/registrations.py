@@ -41,11 +41,12 @@ Parameters = Callable[[Action], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
-    """What Prefect is told of a plain function: its own retries inside one attempt, and the time limit of each."""
+    """What Prefect is told of a plain function: its own retries inside one attempt, the time limit of each, prints."""
 
     retries: int | None = None
     retry_delay_seconds: RetryDelays = None
     timeout: timedelta | None = None
+    log_prints: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,11 @@ _WORDS: dict[type[Outcome], str] = {Processed: "processed", Snooze: "snoozed", C
 class BatchFailedError(Exception):
     """Actions of a batch failed: Prefect shall call them again, or show that none is left that did not."""
 
+    @property
+    def trace_told(self) -> str:
+        """No more than it says itself: what each of them raised is in the log already."""
+        return f"{type(self).__name__}: {self}"
+
 
 class BatchAnswerError(Exception):
     """A processor that takes rows together answered something that is no outcome for each of them."""
@@ -195,7 +200,7 @@ class Batch:
             return None if self.has_begun else self.works[0].shown()
         if is_last_try and any(work.outcome is not None for work in self.works):
             return Completed(name="CompletedWithFailures", message=self.summary)
-        # Chained, so that the log shows where the first of them failed.
+        # Chained, for conditions of retrying that look at what was raised.
         raise BatchFailedError(self.summary) from _visible(failed[0])
 
 

@@ -35,8 +35,8 @@ def called(
     try:
         with timeout(seconds=within.total_seconds(), timeout_exc_type=_OverTimeLimitError):
             return ended(function(**arguments), ends_at, each=each)
-    except _OverTimeLimitError:
-        raise _over(within) from None
+    except _OverTimeLimitError as over:
+        raise _over(within, over) from None
 
 
 async def called_async(
@@ -55,10 +55,10 @@ async def called_async(
     try:
         async with whole:
             return await ended_async(await function(**arguments), ends_at, each=each)
-    except TimeoutError:
+    except TimeoutError as over:
         if not whole.expired():
             raise
-        raise _over(within) from None
+        raise _over(within, over) from None
 
 
 def _end_of(limit: timedelta | None) -> float | None:
@@ -69,5 +69,7 @@ class _OverTimeLimitError(TimeoutError):
     """Told apart from the processor's own."""
 
 
-def _over(limit: timedelta) -> TimeoutError:
-    return TimeoutError(f"over its time limit of {limit}")
+def _over(limit: timedelta, error: TimeoutError) -> TimeoutError:
+    """What is told of *error*, with where the function was: there it was cancelled."""
+    was = error.__cause__ or error.__context__ or error
+    return TimeoutError(f"over its time limit of {limit}").with_traceback(was.__traceback__)

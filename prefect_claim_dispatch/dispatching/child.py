@@ -7,12 +7,15 @@ to others by then, whatever became of the ward; and when the flow is gone, the g
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import gc
 import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +26,13 @@ from types import FrameType
 from typing import Any, NoReturn, cast
 
 from prefect_claim_dispatch.dispatching.calling import called
+from prefect_claim_dispatch.dispatching.records import Shipper
+from prefect_claim_dispatch.dispatching.surroundings import Surroundings
+from prefect_claim_dispatch.dispatching.tracebacks import told
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Snooze, redacted
+
+LOGGED = "log"
+"""What a line begins with that is no answer: a record."""
 
 _PR_SET_PDEATHSIG = 1
 _MAX_NAME_LENGTH = 200
@@ -31,17 +40,27 @@ _MAX_NAME_LENGTH = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """What a ward is to do: the function's module and qualified name, what it is called with, and within what."""
+    """What a ward is to do: the function's module and qualified name, what it is called with, and within what.
+
+    *hangs_after*: seconds after which it tells where it is, for the case that it is killed soon.
+    """
 
     place: tuple[str, str]
     arguments: dict[str, Any]
     environment: dict[str, str]
     memory_bytes: int | None
+    surroundings: Surroundings
+    hangs_after: float | None
 
 
-def guard(writer: Connection, errand: Errand) -> NoReturn:
-    """Run *errand* in a ward, and tell *writer* how the ward ended, in case it could not answer itself."""
+def guard(writer: Connection, last_words: Connection, errand: Errand) -> NoReturn:
+    """Run *errand* in a ward, and tell *writer* how the ward ended, in case it could not answer itself.
+
+    *last_words*: where the interpreter says where it was when it crashed, or hung.
+    """
     os.setsid()
+    # Else the first full collection writes to each page of the template's, and all of it is copied.
+    gc.freeze()
     _die_with_parent()
     # The pipe that keeps the template alive: whoever writes into it ends the template.
     alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
@@ -57,7 +76,7 @@ def guard(writer: Connection, errand: Errand) -> NoReturn:
     guardian = os.getpid()
     ward = os.fork()
     if ward == 0:
-        _as_ward(guardian, lambda: _answer(writer, errand))
+        _as_ward(guardian, lambda: _answer(writer, last_words, errand))
     _watch(ward, ended, writer)
     while True:
         _wait_for_end(-1)
@@ -105,18 +124,51 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _answer(writer: Connection, errand: Errand) -> None:
+class _Writer:
+    """One line at a time, whichever thread has something to say."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._descriptor = connection.fileno()
+        self._lock = threading.RLock()
+
+    def write(self, line: bytes) -> None:
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+def _answer(writer: Connection, last_words: Connection, errand: Errand) -> None:
+    pipe = _Writer(writer)
     try:
-        function = _found(*errand.place)
-        _limit_memory(errand.memory_bytes)
-        line = _told(called(function, errand.arguments).verdict())
+        _tell_last_words(last_words, errand.hangs_after)
+        shipper = Shipper(lambda record: pipe.write(_line(LOGGED, record)))
+        errand.surroundings.levels.take(shipper)
+        with errand.surroundings.entered():
+            function = _found(*errand.place)
+            errand.surroundings.levels.take(shipper)  # again: its module may have set up logging
+            _limit_memory(errand.memory_bytes)
+            line = _told(called(function, errand.arguments).verdict())
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is told to the flow
         failed = Failed.from_exception(error)
-        line = _line("raised", redacted(failed.error_type, _MAX_NAME_LENGTH), failed.message)
+        names = (redacted(name, _MAX_NAME_LENGTH) for name in (type(error).__module__, failed.error_type))
+        line = _line("raised", *names, failed.message, told(error))
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
-    os.write(writer.fileno(), line)
+    pipe.write(line)
+
+
+def _tell_last_words(last_words: Connection, hangs_after: float | None) -> None:
+    pipe = os.dup(last_words.fileno())
+    last_words.close()
+    # Nobody reads it before the end: with the pipe full, to wait would be for ever.
+    os.set_blocking(pipe, False)
+    faulthandler.enable(pipe)
+    if hangs_after is not None:
+        faulthandler.dump_traceback_later(hangs_after, file=pipe)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            cast("Any", stream).reconfigure(line_buffering=True)
 
 
 def _told(verdict: Snooze | Cancel | None) -> bytes:
@@ -130,7 +182,7 @@ def _told(verdict: Snooze | Cancel | None) -> bytes:
 
 
 def _line(*told: Any) -> bytes:
-    return json.dumps(told).encode() + b"\n"
+    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _found(module: str, qualname: str) -> Any:

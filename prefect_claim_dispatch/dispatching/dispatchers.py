@@ -10,12 +10,14 @@ import contextvars
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.logging.loggers import patch_print
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_claim_dispatch.dispatching.artifacts import Artifacts
@@ -86,8 +88,12 @@ class RoutingDispatcher:
         self._tasks = TaskDispatcher(desk, self._runner)
         self._flows = FlowDispatcher(desk, self._executor)
         self._handed_over, self._pool = handed_over or (None, None)
+        self._prints = ExitStack()
 
     def __enter__(self) -> Self:
+        # Each run with `log_prints` replaces `print` and puts back what it found. The first of several to end would put
+        # back the one that logs nothing, under the others: so what they find is one that logs, for those who want it.
+        self._prints.enter_context(patch_print())
         self._runner.__enter__()
         if self._pool is not None:
             self._pool.start()
@@ -96,6 +102,7 @@ class RoutingDispatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._prints.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._is_abandoned:
             if self._pool is not None:

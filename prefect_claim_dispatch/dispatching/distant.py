@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
-from prefect.logging import get_run_logger
 from prefect.states import Completed, Crashed
 from sqlalchemy import Engine, Table
 
@@ -29,6 +28,8 @@ from prefect_claim_dispatch.dispatching.locating import database_url
 from prefect_claim_dispatch.dispatching.occupying import limited, limited_async
 from prefect_claim_dispatch.dispatching.runs import call, call_async, named, run_id
 from prefect_claim_dispatch.dispatching.telling import AttemptFailedError, Told, told, told_of
+from prefect_claim_dispatch.dispatching.tracebacks import shorten
+from prefect_claim_dispatch.dispatching.tracebacks import told as told_error
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError, DatabaseError, RegistrationError
 from prefect_claim_dispatch.fences import Key
@@ -94,6 +95,7 @@ def visit(pattern: str, module: str, place: Place, reference: RunReference) -> A
     Raises:
         AttemptFailedError: the processor did, or the run may not be taken for done; Prefect may try again.
     """
+    shorten()
     try:
         processor = _processor(pattern, module, place)
         engine, table = _table(place)
@@ -109,6 +111,7 @@ def visit(pattern: str, module: str, place: Place, reference: RunReference) -> A
 
 async def visit_async(pattern: str, module: str, place: Place, reference: RunReference) -> Any:
     """As `visit`, for an async processor."""
+    shorten()
     try:
         processor = _processor(pattern, module, place)
         engine, table = _table(place)
@@ -186,8 +189,7 @@ class _Visit:
 
     def _failure(self, error: Exception) -> AttemptFailedError:
         failed = Failed.from_exception(error)
-        get_run_logger().warning("%s was raised", failed.error_type, exc_info=error)
-        return AttemptFailedError(f"{failed.error_type}: {failed.message}", self._answer())
+        return AttemptFailedError(f"{failed.error_type}: {failed.message}", self._answer(), told_error(error))
 
     def _answer(self) -> Told:
         return told_of([] if self._work is None else self._work.works, self._others)

@@ -18,10 +18,12 @@ from prefect_claim_dispatch.catalogue import import_catalogue
 from prefect_claim_dispatch.claiming import Lane, RawAction, Survey
 from prefect_claim_dispatch.databases import Bind
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.failures import tell_failures
 from prefect_claim_dispatch.dispatching.grouping import MOST_AUTOMATICALLY
 from prefect_claim_dispatch.dispatching.guard import guarded
 from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.routing import Routing
+from prefect_claim_dispatch.dispatching.tracebacks import AuthorsFrames
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, EndlessDrainError
 from prefect_claim_dispatch.outcomes import Outcome, Released
@@ -31,6 +33,7 @@ from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import DispatchReport, Tally
 
 logger = logging.getLogger(__name__)
+logger.addFilter(AuthorsFrames())
 
 MAX_CLAIMS: Final = 1_000
 RESCUED_AT_ONCE: Final = 1_000
@@ -165,6 +168,8 @@ class Drain:
             if self._reraise:
                 raise
         finally:
+            if isinstance(run, Batch):
+                tell_failures(run, logger.warning)
             run.conclude("Failed")
             for raw, work in works:
                 self._settle(raw, work.outcome or Released(), self._routing.policy(processor))

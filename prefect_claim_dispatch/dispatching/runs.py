@@ -22,7 +22,9 @@ from prefect.utilities.callables import parameter_schema
 
 from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
+from prefect_claim_dispatch.dispatching.failures import tell_failures
 from prefect_claim_dispatch.dispatching.occupying import limited, limited_async
+from prefect_claim_dispatch.dispatching.tracebacks import shorten
 from prefect_claim_dispatch.dispatching.work import ActionReference
 from prefect_claim_dispatch.registrations import Processor
 
@@ -37,6 +39,7 @@ class Desk:
         self._works: WeakValueDictionary[ActionReference, Workload] = WeakValueDictionary()
         self._tasks: dict[Processor, Task[..., Any]] = {}
         self._flows: dict[Processor, Flow[..., Any]] = {}
+        shorten()
 
     def take(self, work: Workload) -> ActionReference:
         """Keep *work* to be found; the caller keeps it alive."""
@@ -80,6 +83,7 @@ def task_of(processor: Processor, body: Callable[..., Any]) -> Task[..., Any]:
             task_run_name=RUN_NAME,
             retries=processor.options.retries,
             retry_delay_seconds=processor.options.retry_delay_seconds,
+            log_prints=processor.options.log_prints,
         )
     # Isolated, the child is killed at the limit; Prefect's own would leave it running. In a batch the limit is of each
     # call: one that hangs would else take the time of all, and Prefect's may strike anywhere between the calls.
@@ -169,6 +173,7 @@ def _telling_end(batch: Batch, artifacts: Artifacts | None) -> Generator[None]:
         yield
     finally:
         logger = get_run_logger()
+        tell_failures(batch, logger.error if _is_last_try() else logger.warning)
         (logger.warning if batch.failed else logger.info)("%s", batch.summary)
         if artifacts is not None and (_is_last_try() or not batch.failed):
             artifacts.tell(batch, task_run_id=run_id())

@@ -30,12 +30,13 @@ Told = Mapping[str, Any]
 class AttemptFailedError(Exception):
     """The run failed; the message says why, and *told* what became of each of its rows.
 
-    In place of what was raised, which may be impossible to pickle, or huge.
+    In place of what was raised, which may be impossible to pickle, or huge; *trace_told* is its traceback, as text.
     """
 
-    def __init__(self, message: str, told: Told) -> None:
+    def __init__(self, message: str, told: Told, trace_told: str | None = None) -> None:
         super().__init__(message, told)
         self.told = told
+        self.trace_told = trace_told
 
     def __str__(self) -> str:
         return str(self.args[0])

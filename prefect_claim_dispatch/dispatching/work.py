@@ -277,9 +277,8 @@ def as_exception(error: BaseException) -> Exception:
     """*error*, or what is told of it where it would end more than this run."""
     if isinstance(error, Exception):
         return error
-    return ProcessorExitedError(
-        f"the processor raised {type(error).__qualname__}: {Failed.from_exception(error).message}"
-    )
+    msg = f"the processor raised {type(error).__qualname__}: {Failed.from_exception(error).message}"
+    return ProcessorExitedError(msg).with_traceback(error.__traceback__)
 
 
 _PROCESSED = Processed()

@@ -18,6 +18,8 @@ from prefect_claim_dispatch import DispatchReport, claim_dispatch, operations, p
 from prefect_claim_dispatch.publishing import Publisher
 from prefect_claim_dispatch.rows import ActionRow
 from tests.acceptance.processors import ledger
+from tests.kit.logged import frames_of, logs_of
+from tests.kit.prefect_server import PrefectServer
 
 PROCESSORS = "tests.acceptance.runner_processors"
 SECRET = "s3cret-of-the-row"
@@ -49,7 +51,19 @@ def publish_numbers(engine: Engine, type_: str, number: int) -> None:
 
 def assert_outcomes_come_back(engine: Engine, dispatch: Callable[[], DispatchReport]) -> None:
     """Every kind of outcome, of rows whose payload no other process was sent, is settled as in the flow's process."""
-    singles = ("note", "task", "raise.huge", "raise.exit", "raise.lock", "snooze", "cancel", "spin", "settle", "nest")
+    singles = (
+        "note",
+        "task",
+        "raise.huge",
+        "raise.exit",
+        "raise.lock",
+        "snooze",
+        "cancel",
+        "spin",
+        "settle",
+        "nest",
+        "say",
+    )
     for kind in singles:
         publish(engine, f"r.{kind}")
     publish(engine, "r.async", {"secret": SECRET})
@@ -63,7 +77,7 @@ def assert_outcomes_come_back(engine: Engine, dispatch: Callable[[], DispatchRep
         rows.setdefault(row.type.removeprefix("r."), []).append(row)
     done = {kind: Counter(str(row.status) for row in of_kind) for kind, of_kind in rows.items()}
     assert {kind for kind in done if done[kind] == {"processed": 1}} == {
-        *("note", "async", "task", "snooze", "settle", "nest"),
+        *("note", "async", "task", "snooze", "settle", "nest", "say"),
     }
     assert done["cancel"] == {"cancelled": 1}
     assert done["batch"] == {"processed": 10, "dead": 2}
@@ -91,6 +105,22 @@ def assert_outcomes_come_back(engine: Engine, dispatch: Callable[[], DispatchRep
     assert os.getpid() not in {pid for lines in ran.values() for _, pid in lines}
     assert {row.run_id for row in rows["batch"]} == {batch.run_id}
     assert note.run_id != note.claimed_by
+
+
+def assert_logs_came(engine: Engine, server: PrefectServer, *, with_prints: bool) -> None:
+    """What was logged in the worker processes is in the runs' logs, and so is where and why they failed."""
+    rows = {row.type: row for row in operations.find(engine)}
+    wanted = ("r.say", "r.raise.huge", "r.batch")
+    logs = logs_of(server, {type_: rows[type_].run_id or "" for type_ in wanted})
+    id_ = rows["r.say"].id
+    said = [f"run logger {id_}", f"print {id_}", f"app {id_}"]
+    assert set(said if with_prints else (said[0], said[2])) <= set(logs["r.say"]), logs["r.say"]
+    assert frames_of(logs["r.raise.huge"], "Task run failed with exception") == ["raise_something"]
+    failed = [row for row in operations.find(engine, type="r.batch") if row.status == "dead"]
+    assert len(failed) == 2
+    for row in failed:
+        beginning = f"r.batch #{row.id} (attempt 1) failed: ValueError: five\nTraceback"
+        assert frames_of(logs["r.batch"], beginning) == ["note_in_batches"]
 
 
 def assert_crashes_are_on_record(engine: Engine) -> None:

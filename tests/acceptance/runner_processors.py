@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from prefect import task
+from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from prefect_claim_dispatch import Action, Cancel, Snooze, processor
@@ -19,6 +21,8 @@ from prefect_claim_dispatch.settling import settle_action
 from tests.acceptance.processors import Order, note
 
 AT_ONCE = timedelta(0)
+LOGGER = "tests.app.runner"
+"""A logger of an application's, which worker processes are told of by ``PREFECT_LOGGING_EXTRA_LOGGERS``."""
 
 
 class UnsendableError(Exception):
@@ -122,6 +126,15 @@ def submit_more(action: Action) -> None:
     """Submits to the current task runner, and waits for it."""
     futures = [one_more.submit(number) for number in range(2)]
     note(action, str(sum(future.result() for future in futures)))
+
+
+@processor("r.say", log_prints=True)
+def say(action: Action) -> None:
+    """Logs in the three ways there are."""
+    note(action)
+    get_run_logger().info("run logger %s", action.id)
+    print(f"print {action.id}")
+    logging.getLogger(LOGGER).warning("app %s", action.id)
 
 
 @processor("r.kill", backoff=AT_ONCE)

@@ -16,10 +16,12 @@ from tests.acceptance.runner_cases import (
     PROCESSORS,
     SECRET,
     assert_crashes_are_on_record,
+    assert_logs_came,
     assert_outcomes_come_back,
     dispatched,
     nothing,
 )
+from tests.acceptance.runner_processors import LOGGER
 from tests.conftest import MIGRATE
 from tests.kit import postgres
 from tests.kit.prefect_server import PrefectServer
@@ -45,8 +47,9 @@ def cluster(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFacto
     import distributed
 
     home = str(tmp_path_factory.mktemp("prefect-home"))
+    environment = {**surroundings, "PREFECT_HOME": home, "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER}
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=":0", env={**surroundings, "PREFECT_HOME": home}
+        n_workers=2, threads_per_worker=2, dashboard_address=":0", env=environment
     ) as cluster:
         yield cluster
 
@@ -78,12 +81,13 @@ def registered_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_exact", dict(registry._exact))
 
 
-def test_outcomes_come_back_from_worker_processes(
+def test_outcomes_and_logs_come_back_from_worker_processes(
     engine: Engine, runner: Callable[[], Any], prefect_api: PrefectServer
 ) -> None:
     """And payloads do not go to Prefect on the way."""
     assert_outcomes_come_back(engine, lambda: dispatched(runner()))
 
+    assert_logs_came(engine, prefect_api, with_prints=False)
     assert SECRET.encode() not in prefect_api.stored
 
 

@@ -13,10 +13,12 @@ from tests.acceptance.conftest import Dispatch  # noqa: F401 - its fixtures
 from tests.acceptance.runner_cases import (
     SECRET,
     assert_crashes_are_on_record,
+    assert_logs_came,
     assert_outcomes_come_back,
     dispatched,
     settings_of_all_threads,
 )
+from tests.acceptance.runner_processors import LOGGER
 from tests.kit.prefect_server import PrefectServer
 
 pytestmark = [
@@ -33,10 +35,15 @@ def everywhere(prefect_api: PrefectServer) -> Iterator[None]:
         yield
 
 
-def test_outcomes_come_back_from_other_processes(engine: Engine, prefect_api: PrefectServer) -> None:
+def test_outcomes_and_logs_come_back_from_other_processes(
+    engine: Engine, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And payloads do not go to Prefect on the way."""
+    monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", LOGGER)
+
     assert_outcomes_come_back(engine, lambda: dispatched(ProcessPoolTaskRunner(max_workers=2)))
 
+    assert_logs_came(engine, prefect_api, with_prints=True)
     assert SECRET.encode() not in prefect_api.stored
 
 

@@ -45,6 +45,7 @@ from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.reports import DispatchReport
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.settling import settle_action
+from tests.kit.logged import functions_in
 from tests.kit.tables import TABLE, add, change, claim_due, row, seconds_from_now
 
 AT_ONCE = timedelta(0)
@@ -565,6 +566,39 @@ class TestDrain:
         (record,) = [record for record in caplog.records if record.message == f"a #{id_} (attempt 1) failed"]
         assert record.exc_info is not None
         assert record.exc_info[0] is ZeroDivisionError
+        assert functions_in(record.exc_text or "") == ["fail"]
+
+    @pytest.mark.parametrize("is_async", [True, False])
+    def test_rows_of_a_batch_that_failed_are_logged_with_their_tracebacks(
+        self, engine: Engine, caplog: pytest.LogCaptureFixture, is_async: bool
+    ) -> None:
+        """Each by itself, whether or not others did; only the author's frames, and all are in `errors`."""
+        ids = [publish(engine, "a").id or 0 for _ in range(3)]
+
+        def refuse(id_: int) -> Exception:
+            try:
+                raise ZeroDivisionError(id_)
+            except ZeroDivisionError as error:
+                return error
+
+        def load(actions: list[Action]) -> list[Exception | None]:
+            return [refuse(action.id) if action.id != ids[0] else None for action in actions]
+
+        async def load_async(actions: list[Action]) -> list[Exception | None]:
+            return load(actions)
+
+        registry = Registry()
+        processor("a", rows_per_run=10, registry=registry)(load_async if is_async else load)
+        with caplog.at_level(logging.WARNING):
+            report = testing.drain(engine, registry)
+
+        told = [record.getMessage() for record in caplog.records]
+        assert (report.processed, report.retrying) == (1, 2)
+        assert [text.partition("\n")[0] for text in told] == [
+            f"a #{id_} (attempt 1) failed: ZeroDivisionError: {id_}" for id_ in ids[1:]
+        ]
+        assert [functions_in(text) for text in told] == [["refuse"]] * 2
+        assert [action.fail_count for action in testing.published(engine)] == [0, 1, 1]
 
     @pytest.mark.parametrize("is_async", [True, False])
     def test_interrupt_ends_the_drain(self, engine: Engine, is_async: bool) -> None:

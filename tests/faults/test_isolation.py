@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import gc
+import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from typing import Any
 
 import pytest
 from prefect import State, flow, task
+from prefect.logging import get_run_logger
 from prefect.states import Failed
 
-from prefect_claim_dispatch import Action, Cancel, Snooze
+from prefect_claim_dispatch import Action, Cancel, Snooze, publish, testing
 from prefect_claim_dispatch.actions import Lease, elapsed_clock
 from prefect_claim_dispatch.dispatching.batches import Batch
 from prefect_claim_dispatch.dispatching.isolation import IsolatedError, ProcessorKilledError, call
@@ -99,9 +101,28 @@ def answers_nonsense_without_end() -> None:
 
 def answers_by_itself(told: bytes) -> None:
     """Write where the answer goes, as only the hostile or the broken do."""
-    for found in gc.get_objects():
-        if isinstance(found, Connection) and not found.closed and found.writable:
-            os.write(found.fileno(), told)
+    frame = inspect.currentframe()
+    while frame is not None:
+        pipe = frame.f_locals.get("writer")
+        if isinstance(pipe, Connection):
+            os.write(pipe.fileno(), told)
+            return
+        frame = frame.f_back
+    raise AssertionError
+
+
+def logs_and_is_killed() -> None:
+    """Says something in the ways there are, and has no time for more."""
+    get_run_logger().info("nobody asked")  # there is no run, and nothing raises in a drain
+    logging.getLogger("app.isolated").info("not at this level")
+    logging.getLogger("app.isolated").warning("its last line, %s", "Zoë", extra={"order": 7})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def logs_without_end() -> None:
+    """Until it is ended."""
+    while True:
+        logging.getLogger("app.isolated").warning("on and on")
 
 
 def leaves_a_child_behind() -> None:
@@ -149,6 +170,32 @@ def test_a_dead_child_is_noticed_without_a_time_limit(function: Any) -> None:
     """Nobody waits for an answer that can't come."""
     with pytest.raises(ProcessorKilledError):
         isolated(function, timeout=None)
+
+
+def test_what_a_child_has_logged_is_logged_though_it_was_killed(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a drain as in a flow: by the flow's handlers, at the flow's levels, before its failure."""
+    registry = Registry()
+    processor("x", isolate=True, registry=registry)(logs_and_is_killed)
+    publish(sqlite_url, "x")
+
+    with caplog.at_level(logging.WARNING, logger="app.isolated"):
+        report = testing.drain(sqlite_url, registry)
+
+    last, failure = caplog.records
+    assert report.retrying == 1
+    assert (last.name, last.getMessage(), vars(last)["order"]) == ("app.isolated", "its last line, Zoë", 7)
+    assert last.process != os.getpid()
+    assert (failure.exc_text or "").endswith("ProcessorKilledError: its process was killed by SIGKILL")
+
+
+def test_child_that_logs_without_end_is_ended_at_its_time_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody who always has something to say must not be listened to for ever, nor fill the flow's memory."""
+    with caplog.at_level(logging.ERROR), pytest.raises(TimeoutError, match="time limit") as raised:
+        isolated(logs_without_end, timeout=timedelta(seconds=2))
+
+    assert "in logs_without_end" in raised.value.__notes__[0]
 
 
 def test_half_an_answer_is_waited_for_until_the_time_limit_only() -> None:
