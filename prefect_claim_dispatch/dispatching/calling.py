@@ -29,7 +29,7 @@ def called(
     Raises:
         TimeoutError: it took longer. Anything else: it raised that.
     """
-    ends_at = _end_of(limit)
+    ends_at = _end_of(limit or within)
     if within is None:
         return ended(function(**arguments), ends_at, each=each)
     try:
@@ -48,7 +48,7 @@ async def called_async(
     each: bool = False,
 ) -> Any:
     """As `called`, for a coroutine function."""
-    ends_at = _end_of(limit)
+    ends_at = _end_of(limit or within)
     if within is None:
         return await ended_async(await function(**arguments), ends_at, each=each)
     whole = asyncio.timeout(within.total_seconds())

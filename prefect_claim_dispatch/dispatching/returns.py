@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import starmap
@@ -121,7 +123,7 @@ async def ended_async(returned: Any, ends_at: float | None = None, *, each: bool
                 if _is_of_this_loop(thing):
                     result = await thing
                 else:
-                    result = await asyncio.to_thread(_waited_for, thing, ends_at)
+                    result = await _beside(lambda waits_for=thing: _waited_for(waits_for, ends_at))
             except BaseException as error:  # noqa: BLE001 - as above
                 thing = course.throw(error)
             else:
@@ -317,7 +319,23 @@ def _of_its_loop(future: asyncio.Future[Any], left: float | None) -> Any:
     return _apart(lambda: loop.run_until_complete(_within(future, left)))
 
 
-def _apart(run: Any) -> Any:
+async def _beside(run: Callable[[], Any]) -> Any:
+    """What *run* returns, in a thread that nobody joins: a loop that closes would wait for those of its own pool."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            came, error = run(), None
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, it is raised where it is awaited
+            came, error = None, raised
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            future.set_result(came) if error is None else future.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+def _apart(run: Callable[[], Any]) -> Any:
     """What *run* returns, in a thread of its own if an event loop runs in this one."""
     if _running_loop() is None:
         return run()
