@@ -36,25 +36,25 @@ def refuse(word: Any) -> None:
     raise MailRefusedError(f"refused {word}")
 
 
-@processor("l.plain", log_prints=True)
+@processor("log.plain", log_prints=True)
 def plain(action: Action) -> None:
     """A plain function."""
     say_all(action.id)
 
 
-@processor("l.silent")
+@processor("log.silent")
 def silent(action: Action) -> None:
     """Prints, and nobody has asked for it."""
     print(f"print {action.id}")
 
 
-@processor("l.fail", max_attempts=1)
+@processor("log.fail", max_attempts=1)
 def fail(action: Action) -> None:
     """Raises."""
     refuse(action.id)
 
 
-@processor("l.flow", max_attempts=1)
+@processor("log.flow", max_attempts=1)
 @flow(log_prints=True, name="l-flow")
 def run_flow(action: Action) -> None:
     """A subflow."""
@@ -62,7 +62,7 @@ def run_flow(action: Action) -> None:
     refuse(action.id)
 
 
-@processor("l.row", rows_per_run=50, log_prints=True, max_attempts=1)
+@processor("log.row", rows_per_run=50, log_prints=True, max_attempts=1)
 def row(action: Action) -> None:
     """Row by row; even ones fail."""
     say_all(action.id)
@@ -70,7 +70,7 @@ def row(action: Action) -> None:
         refuse(action.id)
 
 
-@processor("l.load", rows_per_run=50, log_prints=True, max_attempts=1)
+@processor("log.load", rows_per_run=50, log_prints=True, max_attempts=1)
 def load(actions: Sequence[Action]) -> list[Exception | None]:
     """Together; the first fails."""
     say_all(actions[0].id)
@@ -83,7 +83,7 @@ def called_in_turn(number: int) -> None:
     get_run_logger().info("nested %s", number)
 
 
-@processor("l.isolated", isolate=True, log_prints=True)
+@processor("log.isolated", isolate=True, log_prints=True)
 async def isolated(action: Action) -> None:
     """In a child, with a run's context of its own."""
     assert task_run.id
@@ -92,7 +92,7 @@ async def isolated(action: Action) -> None:
     called_in_turn.submit(action.id + 1000).result()
 
 
-@processor("l.isolated.row", isolate=True, rows_per_run=50, log_prints=True, max_attempts=1)
+@processor("log.isolated.row", isolate=True, rows_per_run=50, log_prints=True, max_attempts=1)
 def isolated_row(action: Action) -> None:
     """A child for each row of a run."""
     say_all(action.id)
@@ -100,7 +100,7 @@ def isolated_row(action: Action) -> None:
         refuse(action.id)
 
 
-@processor("l.isolated.fail", isolate=True, max_attempts=1)
+@processor("log.isolated.fail", isolate=True, max_attempts=1)
 @task(log_prints=True)
 def isolated_fail(action: Action) -> None:
     """A task of an author's, whose child raises."""
@@ -108,7 +108,7 @@ def isolated_fail(action: Action) -> None:
     refuse(action.id)
 
 
-@processor("l.end.*", isolate=True, log_prints=True, max_attempts=1, timeout=timedelta(seconds=6))
+@processor("log.end.*", isolate=True, log_prints=True, max_attempts=1, timeout=timedelta(seconds=6))
 def end(action: Action) -> None:
     """Ends its process, or is ended, right after its last line."""
     say_all(action.id)

@@ -20,17 +20,17 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.parametrize("database_url", 
 
 ENDS = {"kill": "SIGKILL", "group": "SIGKILL", "exit": "status 7", "fault": "SIGSEGV", "hang": "time limit"}
 SINGLES = (
-    "l.plain",
-    "l.silent",
-    "l.fail",
-    "l.flow",
-    "l.isolated",
-    "l.isolated.fail",
-    *(f"l.end.{end}" for end in ENDS),
+    "log.plain",
+    "log.silent",
+    "log.fail",
+    "log.flow",
+    "log.isolated",
+    "log.isolated.fail",
+    *(f"log.end.{end}" for end in ENDS),
 )
-SEVERAL = ("l.row", "l.load", "l.isolated.row")
+SEVERAL = ("log.row", "log.load", "log.isolated.row")
 SECRET = "s3cret-of-a-logging-row"
-FAILED = ("l.fail", "l.flow", "l.isolated.fail")
+FAILED = ("log.fail", "log.flow", "log.isolated.fail")
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def test_what_is_logged_printed_and_raised_is_in_the_runs_log(
     rows = {row.type: row for row in operations.find(engine)}
     logs = logs_of(prefect_api, {type_: row.run_id or "" for type_, row in rows.items()})
     assert report.dead == len(FAILED) + len(ENDS) + len(SEVERAL), report
-    for type_ in ("l.plain", "l.flow", "l.isolated.fail", *(f"l.end.{end}" for end in ENDS)):
+    for type_ in ("log.plain", "log.flow", "log.isolated.fail", *(f"log.end.{end}" for end in ENDS)):
         assert spoken(logs[type_]) == said(ids[type_]), type_
-    assert spoken(logs["l.silent"]) == []
-    assert_isolated_knows_its_run(prefect_api, logs["l.isolated"], ids["l.isolated"] or 0, rows["l.isolated"])
+    assert spoken(logs["log.silent"]) == []
+    assert_isolated_knows_its_run(prefect_api, logs["log.isolated"], ids["log.isolated"] or 0, rows["log.isolated"])
     assert_tracebacks_begin_with_the_author(logs, ids)
     for end, told in ENDS.items():
-        (line,) = [line for line in logs[f"l.end.{end}"] if line.startswith("Task run failed with exception")]
+        (line,) = [line for line in logs[f"log.end.{end}"] if line.startswith("Task run failed with exception")]
         assert told in line
         assert (" in end" in line) is (end in ("fault", "hang")), line
     assert_rows_of_batches_are_told(logs, pairs)
@@ -91,20 +91,20 @@ def assert_isolated_knows_its_run(server: PrefectServer, lines: list[str], id_: 
 
 def assert_tracebacks_begin_with_the_author(logs: dict[str, list[str]], ids: dict[str, int | None]) -> None:
     """And have no frame of Prefect's or of ours."""
-    for type_, name in (("l.fail", "fail"), ("l.isolated.fail", "isolated_fail")):
+    for type_, name in (("log.fail", "fail"), ("log.isolated.fail", "isolated_fail")):
         beginning = f"Task run failed with exception: MailRefusedError('refused {ids[type_]}')"
         assert frames_of(logs[type_], beginning) == [name, "refuse"], logs[type_]
-    assert frames_of(logs["l.flow"], "Encountered exception during execution") == ["run_flow", "refuse"]
+    assert frames_of(logs["log.flow"], "Encountered exception during execution") == ["run_flow", "refuse"]
 
 
 def assert_rows_of_batches_are_told(logs: dict[str, list[str]], pairs: dict[str, list[int]]) -> None:
     """Each that failed, with its error and traceback; how all ended comes last."""
-    for type_, name in (("l.row", "row"), ("l.isolated.row", "isolated_row")):
+    for type_, name in (("log.row", "row"), ("log.isolated.row", "isolated_row")):
         (even,) = [id_ for id_ in pairs[type_] if id_ % 2 == 0]
         assert spoken(logs[type_]) == [line for id_ in sorted(pairs[type_]) for line in said(id_)]
         beginning = f"{type_} #{even} (attempt 1) failed: {processors.__name__}.MailRefusedError: refused {even}\n"
         assert frames_of(logs[type_], beginning) == [name, "refuse"], logs[type_]
         assert f"failed 1, processed 1 (#{even})" in logs[type_]
-    first = min(pairs["l.load"])
-    assert spoken(logs["l.load"]) == said(first)
-    assert f"l.load #{first} (attempt 1) failed: ValueError: answered {first}" in logs["l.load"]
+    first = min(pairs["log.load"])
+    assert spoken(logs["log.load"]) == said(first)
+    assert f"log.load #{first} (attempt 1) failed: ValueError: answered {first}" in logs["log.load"]

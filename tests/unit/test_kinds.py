@@ -142,7 +142,7 @@ def test_option_of_a_wrong_kind_is_refused_at_import(
             assert str(pickle.loads(pickle.dumps(refused))) == str(refused)
 
 
-@pytest.mark.parametrize("type_", [nothing, task(nothing), flow(nothing)], ids=repr)
+@pytest.mark.parametrize("type_", [nothing, task(nothing), flow(nothing)], ids=["function", "task", "flow"])
 def test_decorator_without_its_type_says_how_to_write_it(type_: Any) -> None:
     """`@processor` without parentheses is the first thing that one tries."""
     with pytest.raises(RegistrationError, match=r"write @processor\('email.welcome'\)"):
