@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.flow_engine import run_flow
 from prefect.logging import get_run_logger
+from prefect.utilities.callables import get_call_parameters
+from pydantic import Field
 from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases, engines, heap
 from prefect_claim_dispatch.dispatching import runners
 from prefect_claim_dispatch.dispatching.dispatchers import RoutingDispatcher
 from prefect_claim_dispatch.dispatching.elsewhere import Elsewhere
+from prefect_claim_dispatch.dispatching.labelling import label_run
 from prefect_claim_dispatch.dispatching.locating import database_url
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
-from prefect_claim_dispatch.dispatching.reaching import ApiWatch, require_api
+from prefect_claim_dispatch.dispatching.reaching import ApiWatch, create_flow_run, require_api
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
-from prefect_claim_dispatch.errors import ClaimDispatchError, ConfigurationError
+from prefect_claim_dispatch.errors import ClaimDispatchError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
 from prefect_claim_dispatch.processors import load_modules, registry
@@ -31,21 +35,25 @@ from prefect_claim_dispatch.settings import PREFIX, Settings
 from prefect_claim_dispatch.settings import load as load_settings
 
 ARTIFACT_KEY = "claim-dispatch"
-MIN_LEASE = timedelta(seconds=1)
-MAX_LEASE = timedelta(days=7)
+
+# What the API itself refuses, before there is a run that fails: in the form of the UI, and in a deployment. Not by
+# Prefect's own validation of a call: that refuses with a traceback, and `LoopOptions.check` in one line.
+Count = Annotated[int, Field(json_schema_extra={"minimum": 1})]
+Lasting = Annotated[timedelta, Field(json_schema_extra={"pattern": "^[^-]*[1-9]"})]
+Duration = Annotated[timedelta, Field(json_schema_extra={"pattern": "^[^-]"})]
 
 
 @flow(name="claim-dispatch", retries=0, persist_result=False)
 def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
-    limit: int | None = None,
+    limit: Count | None = None,
     until: datetime | None = None,
     processors: list[str] | None = None,
     database: str | None = None,
     drain: bool = True,  # noqa: FBT001, FBT002 - flow parameters are passed by name, from a form
-    stay: timedelta = timedelta(0),
-    lease: timedelta | None = None,
-    max_concurrency: int | None = None,
-    grace: timedelta = timedelta(seconds=20),
+    stay: Duration = timedelta(0),
+    lease: Lasting | None = None,
+    max_concurrency: Count | None = None,
+    grace: Duration = timedelta(seconds=20),
     table: str | None = None,
 ) -> DispatchReport:
     """Claim due actions and dispatch each to its processor, until nothing is due.
@@ -75,23 +83,23 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
         DatabaseError: the database can't be reached, or has no table for us.
     """
     settings = load_settings()
-    options = LoopOptions(
-        limit=settings.limit if limit is None else limit,
-        lease=timedelta(seconds=settings.lease_seconds) if lease is None else lease,
-        concurrency=settings.max_concurrency if max_concurrency is None else max_concurrency,
-        claimed_by=_flow_run_id(),
+    options = _options(
+        settings,
+        _flow_run_id(),
+        limit=limit,
+        lease=lease,
+        max_concurrency=max_concurrency,
         until=until,
         drain=drain,
         stay=stay,
         grace=grace,
-        runs_per_second=settings.runs_per_second,
-        listen_url=settings.listen_url.get_secret_value() if settings.listen_url else None,
     )
     try:
-        _check(options)
+        options.check()
         modules = tuple(settings.processors if processors is None else processors)
         load_modules(modules, catalogue=settings.catalogue)
         engine, where = databases.engine_for(database_url(database)), databases.table_named(table, settings)
+        label_run(engine, where)
         handed_over = runners.handed_over(
             engine,
             where,
@@ -124,17 +132,43 @@ def run_claim_flow(
     *database_url* goes into this process's environment and not into the flow's parameters, which are shown in the UI.
 
     Raises:
-        PrefectUnavailableError: the API can't be reached. Otherwise as `claim_dispatch`.
+        PrefectUnavailableError: the API can't be reached, refuses us, or was too busy for a minute to create the run.
+            Otherwise as `claim_dispatch`.
     """
     if database_url is not None:
         os.environ[f"{PREFIX}DATABASE_URL"] = database_url
     settings = load_settings()
+    _options(settings, "", limit=limit, lease=lease, until=until, stay=stay).check()
     load_modules(settings.processors if processors is None else processors, catalogue=settings.catalogue)
     engine, where = databases.engine_for(None), databases.table_named(table, settings)
     _check_version(engine, where)
     require_api()
     modules = None if processors is None else list(processors)
-    return claim_dispatch(limit=limit, until=until, processors=modules, lease=lease, stay=stay, table=table)
+    given = {"limit": limit, "until": until, "processors": modules, "lease": lease, "stay": stay, "table": table}
+    parameters = get_call_parameters(claim_dispatch.fn, (), given)
+    report = run_flow(claim_dispatch, create_flow_run(claim_dispatch, parameters), parameters)
+    return cast("DispatchReport", report)
+
+
+def _options(
+    settings: Settings,
+    claimed_by: str,
+    *,
+    limit: int | None = None,
+    lease: timedelta | None = None,
+    max_concurrency: int | None = None,
+    **given: Any,
+) -> LoopOptions:
+    """What is *given*, and the *settings* for what is not."""
+    return LoopOptions(
+        limit=settings.limit if limit is None else limit,
+        lease=timedelta(seconds=settings.lease_seconds) if lease is None else lease,
+        concurrency=settings.max_concurrency if max_concurrency is None else max_concurrency,
+        claimed_by=claimed_by,
+        runs_per_second=settings.runs_per_second,
+        listen_url=settings.listen_url.get_secret_value() if settings.listen_url else None,
+        **given,
+    )
 
 
 def _run(
@@ -178,20 +212,6 @@ def _run(
 def _check_version(engine: Engine, table: Table) -> None:
     with engines.translated(), engine.connect() as connection:
         check_version(connection, table)
-
-
-def _check(options: LoopOptions) -> None:
-    problems = {
-        "limit must be 1 or more": options.limit < 1,
-        "max_concurrency must be 1 or more": options.concurrency < 1,
-        f"lease must be from {MIN_LEASE} to {MAX_LEASE}": not MIN_LEASE <= options.lease <= MAX_LEASE,
-        "stay must not be negative": options.stay < timedelta(0),
-        "grace must not be negative": options.grace < timedelta(0),
-        "until must have a time zone": options.until is not None and options.until.tzinfo is None,
-    }
-    wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
-    if wrong:
-        raise ConfigurationError("; ".join(wrong))
 
 
 def _publish(report: DispatchReport) -> None:

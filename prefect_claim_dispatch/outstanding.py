@@ -17,7 +17,7 @@ from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.dialects import POSTGRESQL, bind_rows
 from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.rows import lenient_errors
-from prefect_claim_dispatch.schema import ELSEWHERE
+from prefect_claim_dispatch.schema import ELSEWHERE, SERVER_LENGTH, SERVER_MARK
 from prefect_claim_dispatch.statements import outstanding as statements
 
 Cursor = tuple[Any, int]
@@ -61,7 +61,18 @@ class Outstanding:
     @property
     def is_held_by_its_run(self) -> bool:
         """Whether the run renews the lease itself, see `claimed_action`: then the lease tells of its life."""
-        return self.run_id is not None and self.claimed_by == f"{ELSEWHERE}{self.run_id}"
+        return self.run_id is not None and self._held_by[0] == self.run_id
+
+    @property
+    def server(self) -> str | None:
+        """The Prefect server that has its run; None where an older version claimed it, or it could not be told."""
+        return self._held_by[1]
+
+    @property
+    def _held_by(self) -> tuple[str, str | None]:
+        holder = self.claimed_by.removeprefix(ELSEWHERE)
+        rest, server = holder[: -SERVER_LENGTH - 1], holder[-SERVER_LENGTH - 1 :]
+        return (rest, server[1:]) if server.startswith(SERVER_MARK) else (holder, None)
 
 
 class Followed(NamedTuple):

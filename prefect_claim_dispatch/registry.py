@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.patterns import WILDCARD, matching
@@ -16,6 +17,16 @@ class Registry:
         self._lock = threading.Lock()
         self._exact: dict[str, Processor] = {}
         self._patterns: dict[str, Processor] = {}
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """The default one by its name; another as its processors: a lock can't be pickled.
+
+        `claim_dispatch.serve(...)` pickles the flow together with what its function names, and this is among it. A copy
+        would miss what the modules of processors register where it arrives.
+        """
+        if self is registry:
+            return "registry"
+        return _restored, (dict(self._exact), dict(self._patterns))
 
     def add(self, processor: Processor) -> None:
         """Register *processor*. The same function from the same place again, as after a reload, replaces itself.
@@ -82,6 +93,13 @@ class Registry:
     def types(self) -> tuple[str, ...]:
         """All types and patterns that are registered, sorted."""
         return tuple(sorted([*self._exact, *self._patterns]))
+
+
+def _restored(exact: dict[str, Processor], patterns: dict[str, Processor]) -> Registry:
+    """A registry of these; what `Registry` is pickled as."""
+    made = Registry()
+    made._exact, made._patterns = exact, patterns  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its own module
+    return made
 
 
 registry = Registry()

@@ -52,7 +52,11 @@ LIVE: Final = (ActionStatus.PENDING, ActionStatus.CLAIMED)
 
 ELSEWHERE: Final = "deployment:"
 """What `claimed_by` begins with where a deployment's run does the work: followed by the claim flow's run, until the
-deployment's own run holds the claim."""
+deployment's own run holds the claim; and that by `SERVER_MARK` and the identity of the Prefect server that makes it."""
+
+SERVER_MARK: Final = "@"
+SERVER_LENGTH: Final = 12
+"""Characters of a server's identity. Of another server's runs this one knows nothing: not that they were deleted."""
 
 # A claimed row is a moment's state, and ANALYZE nearly always sees none. Believing its statistics, the planner takes
 # `status = 'claimed'` for one row and joins a batch to the leases by nested loop: measured 6,000 rows/s where this

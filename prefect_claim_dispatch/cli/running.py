@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from cyclopts import App
 
-from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, find_modules_here
+from prefect_claim_dispatch.cli.options import Common, Duration, Flag, Instant, UsageError, find_modules_here
 from prefect_claim_dispatch.cli.output import output_to_stderr, print_json, print_table, say
+from prefect_claim_dispatch.dispatching.options import MAX_LEASE, MIN_LEASE
 from prefect_claim_dispatch.errors import MissingExtraError, comes_with_prefect
 from prefect_claim_dispatch.reports import DispatchReport
 
@@ -50,6 +51,7 @@ def run(
         common: Database, table, and how to answer.
     """
     common = common or Common()
+    _check_usage(limit, lease)
     find_modules_here()
     with needs_prefect("claim-dispatch run"):
         from prefect_claim_dispatch.flow import run_claim_flow  # noqa: PLC0415 - Prefect, if it is installed
@@ -67,6 +69,16 @@ def run(
         print_json(report.as_dict())
     else:
         _print_report(report)
+
+
+def _check_usage(limit: int | None, lease: timedelta | None) -> None:
+    """Refuse what makes no sense before anything is asked, imported or started for it."""
+    if limit is not None and limit < 1:
+        msg = f"--limit must be 1 or more, got {limit}"
+        raise UsageError(msg)
+    if lease is not None and not MIN_LEASE <= lease <= MAX_LEASE:
+        msg = f"--lease must be from {MIN_LEASE.seconds}s to {MAX_LEASE.days}d, got {lease}"
+        raise UsageError(msg)
 
 
 def demo(*, directory: Path | None = None, keep: Flag = False, json: Flag = False, debug: Flag = False) -> int:

@@ -9,9 +9,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table
 
-from prefect_claim_dispatch import operations
+from prefect_claim_dispatch import operations, outstanding
 from prefect_claim_dispatch.databases import transaction
-from prefect_claim_dispatch.diagnosing.facts import BlockingFacts, ClaimFacts, Pin, RightsFacts, ServerFacts, TupleFacts
+from prefect_claim_dispatch.diagnosing.facts import (
+    BlockingFacts,
+    ClaimFacts,
+    HoldingFacts,
+    Pin,
+    RightsFacts,
+    ServerFacts,
+    TupleFacts,
+)
 from prefect_claim_dispatch.dialects import POSTGRESQL, SQLITE
 from prefect_claim_dispatch.errors import SchemaMissingError
 from prefect_claim_dispatch.rows import Pause, lenient_text
@@ -125,6 +133,13 @@ def ask_blocking(engine: Engine, table: Table) -> list[BlockingFacts]:
         )
         for row in rows
     ]
+
+
+def ask_holding(engine: Engine, table: Table) -> HoldingFacts:
+    """Which table it is, and who holds claims on it."""
+    with transaction(engine) as connection:
+        holders = frozenset(connection.execute(diagnose.holders(table)).scalars())
+    return HoldingFacts(identity=outstanding.identity(engine, table), holders=holders)
 
 
 def ask_pauses(engine: Engine, table: str | None) -> list[Pause] | None:

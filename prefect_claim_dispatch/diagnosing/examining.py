@@ -10,6 +10,7 @@ from sqlalchemy import Engine, Table
 
 from prefect_claim_dispatch import databases, engines, migrations, operations, settings
 from prefect_claim_dispatch.diagnosing import asking, judging
+from prefect_claim_dispatch.diagnosing.facts import HoldingFacts
 from prefect_claim_dispatch.diagnosing.findings import Finding, failure, fine, warning
 from prefect_claim_dispatch.errors import (
     ClaimDispatchError,
@@ -47,7 +48,7 @@ def examine(patient: Patient) -> list[Finding]:
     return [
         *_examine_database(patient, is_routable),
         *imported,
-        *_examine_prefect(patient.deployments, are_known=is_routable is not None),
+        *_examine_prefect(patient, are_known=is_routable is not None),
     ]
 
 
@@ -89,6 +90,8 @@ def _examine_database(patient: Patient, is_routable: Callable[[str], bool] | Non
 def _examine_table(
     engine: Engine, table: Table, patient: Patient, is_routable: Callable[[str], bool] | None
 ) -> list[Finding]:
+    if _publishes_only(engine, table):
+        return judging.judge_publisher()
     schema = _examine_schema(engine, table)
     if schema.remedy:
         return [schema]
@@ -127,6 +130,14 @@ def _examine_rights(engine: Engine, table: Table) -> list[Finding]:
     return [] if rights is None else judging.judge_rights(rights, table.c.keys())
 
 
+def _publishes_only(engine: Engine, table: Table) -> bool:
+    try:
+        rights = asking.ask_rights(engine, table)
+    except DatabaseError:
+        return False  # the check of the grants tells it
+    return rights is not None and judging.publishes_only(rights)
+
+
 def _examine_vacuum(engine: Engine, table: Table, patience: timedelta) -> list[Finding]:
     return judging.judge_vacuum(asking.ask_pins(engine), asking.ask_tuples(engine, table), patience)
 
@@ -150,10 +161,23 @@ def _index_names(table: Table) -> list[str]:
     return [str(index.name) for index in table.indexes]
 
 
-def _examine_prefect(deployments: Sequence[str], *, are_known: bool) -> list[Finding]:
+def _ask_holding(patient: Patient) -> HoldingFacts | None:
+    """What the table says of its claims; None where it can't be asked, which `_examine_database` has told."""
+    try:
+        engine = databases.engine_for(patient.url)
+        file = asking.database_file(engine)
+        if file is not None and not file.exists():
+            return None
+        return asking.ask_holding(engine, databases.table_named(patient.table))
+    except ClaimDispatchError:
+        return None
+
+
+def _examine_prefect(patient: Patient, *, are_known: bool) -> list[Finding]:
     """The findings on Prefect; on what processors want of it, where *are_known*."""
     try:
         from prefect_claim_dispatch.diagnosing.prefects import (  # noqa: PLC0415 - if it is installed
+            examine_deployments,
             examine_limits,
             examine_prefect,
         )
@@ -162,4 +186,7 @@ def _examine_prefect(deployments: Sequence[str], *, are_known: bool) -> list[Fin
         if not comes_with_prefect(error):
             raise
         return [warning("prefect", "Prefect is not installed here, so nothing is known of API and schedule", INSTALL)]
-    return [*examine_prefect(deployments), *(examine_limits(registry.concurrency_limits) if are_known else [])]
+    found = examine_prefect(patient.deployments, _ask_holding(patient), patient.patience)
+    if are_known:
+        found += [*examine_deployments(registry), *examine_limits(registry.concurrency_limits)]
+    return found

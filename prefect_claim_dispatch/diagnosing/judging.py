@@ -20,6 +20,7 @@ MANY_DEAD: Final = 50_000
 NAMED: Final = 5
 WRITTEN_ONCE: Final = ("id", "type", "payload", "priority", "idempotency_key", "ordering_key", "created_at")
 PUBLISHED: Final = ("type", "payload", "end_at", "priority", "idempotency_key", "ordering_key")
+KEPT: Final = ("id", "type", "idempotency_key")
 
 RUN_A_FLOW: Final = "let a claim flow run: claim-dispatch run, or its deployment (see the findings on Prefect)"
 
@@ -84,6 +85,21 @@ def judge_rights(facts: RightsFacts, columns: Iterable[str]) -> list[Finding]:
         return [failure("grants", what, "grant what deployments/grants.sql gives to claim_dispatch_dispatcher")]
     publishes = "" if facts.lacks("insert", PUBLISHED) else " and publish"
     return [fine("grants", f"this role may dispatch{publishes}")]
+
+
+def publishes_only(facts: RightsFacts) -> bool:
+    """Whether the role publishes and does nothing else, as deployments/grants.sql has it: no payloads, no claims."""
+    publishes = not facts.lacks("insert", PUBLISHED) and not facts.lacks("select", KEPT)
+    return publishes and bool(facts.lacks("select", ("payload",))) and bool(facts.lacks("update", ("claim_count",)))
+
+
+def judge_publisher() -> list[Finding]:
+    """What to say to a role that publishes only: nothing is wrong, and the rest is not for it to see."""
+    what = "this role may publish; how actions stand, it may not see"
+    return [
+        fine("grants", "this role may publish"),
+        warning("rows", what, "for the rest of the checks, ask as the claim flow's role"),
+    ]
 
 
 def _some(names: list[str], of: int) -> str:

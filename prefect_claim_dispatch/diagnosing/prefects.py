@@ -1,43 +1,48 @@
-"""Asking Prefect's API for the deployments that run the claim flow. Here alone of `diagnosing`, Prefect is imported."""
+"""Examining Prefect: its API, the deployments that run the claim flow, and those that processors name.
+
+Here and in `deployed` alone of `diagnosing`, Prefect is imported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-)
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from prefect_claim_dispatch.diagnosing.facts import DeploymentFacts
+from prefect_claim_dispatch.diagnosing.deployed import deployment_facts
+from prefect_claim_dispatch.diagnosing.facts import HoldingFacts
 from prefect_claim_dispatch.diagnosing.findings import Finding, failure, fine, warning
+from prefect_claim_dispatch.diagnosing.judging import PATIENCE
 from prefect_claim_dispatch.diagnosing.schedules import judge_deployments
+from prefect_claim_dispatch.dispatching.checking import cancelling_deployments, check_deployments
+from prefect_claim_dispatch.dispatching.flow_runs import FlowRuns
 from prefect_claim_dispatch.dispatching.reaching import impatient_client
+from prefect_claim_dispatch.errors import PrefectUnavailableError
 from prefect_claim_dispatch.outcomes import redacted
+from prefect_claim_dispatch.registry import Registry
 
 FLOW: Final = "claim-dispatch"
-MOST_LATE_RUNS: Final = 100
+DEPLOY: Final = "deploy it, or correct the processor; until then its actions wait or fail"
+LET_WAIT: Final = "deploy it with collision_strategy ENQUEUE, or limit the actions instead: max_running="
 NONE_IS_SET: Final = (
     "no PREFECT_API_URL is set: a claim flow would start a server of its own, where no deployment is and nobody looks"
 )
 
 
-def examine_prefect(deployments: Sequence[str] = ()) -> list[Finding]:
-    """Whether the API answers, and whether the claim flow will be run.
+def examine_prefect(
+    deployments: Sequence[str] = (), held: HoldingFacts | None = None, patience: timedelta = PATIENCE
+) -> list[Finding]:
+    """Whether the API answers, whether the claim flow will be run, and how its runs have fared.
 
     *deployments*: names, ``flow/name``, of those that are meant; all of the flow ``claim-dispatch`` unless given.
+    *held*: what the table says of its claims, by which a dead run is told from one that works.
     """
     if not PREFECT_API_URL.value():
         return [warning("prefect", NONE_IS_SET, "set PREFECT_API_URL, here and where the claim flow runs")]
@@ -45,7 +50,8 @@ def examine_prefect(deployments: Sequence[str] = ()) -> list[Finding]:
         with impatient_client() as client:
             reached = fine("prefect", f"the API answers, version {client.api_version()}")
             named, missing = _named(client, deployments)
-            judged = [] if deployments and not named else judge_deployments([_facts(client, one) for one in named])
+            facts = [deployment_facts(client, one) for one in named]
+            judged = [] if deployments and not named else judge_deployments(facts, held, patience)
             return [reached, *missing, *judged]
     except (httpx.HTTPError, RuntimeError) as error:
         reason = redacted(str(error).strip().split("\n")[0] or type(error).__name__, 200)
@@ -63,6 +69,20 @@ def examine_limits(names: Sequence[str]) -> list[Finding]:
     except (httpx.HTTPError, RuntimeError):
         return []  # told by `examine_prefect`
     return findings or [fine("limits", f"all {len(names)} global concurrency limits exist")]
+
+
+def examine_deployments(processors: Registry) -> list[Finding]:
+    """Whether the deployments that *processors* name are there, and fit; nothing where they name none."""
+    if not processors.deployed or not PREFECT_API_URL.value():
+        return []
+    runs = FlowRuns()
+    try:
+        wrong = [failure("deployments", problem, DEPLOY) for problem in check_deployments(processors, runs)]
+        full = [warning("deployments", problem, LET_WAIT) for problem in cancelling_deployments(processors, runs)]
+    except PrefectUnavailableError:
+        return []  # told by `examine_prefect`
+    number = len(processors.deployed)
+    return [*wrong, *full] or [fine("deployments", f"of all {number} deployment processors, the deployment is there")]
 
 
 def _examine_limit(client: SyncPrefectClient, name: str) -> list[Finding]:
@@ -88,29 +108,3 @@ def _named(client: SyncPrefectClient, names: Sequence[str]) -> tuple[list[Deploy
         except ObjectNotFound:
             missing.append(failure("schedule", f"no deployment is called {name}", "see: prefect deployment ls"))
     return found, missing
-
-
-def _facts(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentFacts:
-    late = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"])))
-    here = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-    runs = client.read_flow_runs(deployment_filter=here, flow_run_filter=late, limit=MOST_LATE_RUNS)
-    facts = DeploymentFacts(
-        name=f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
-        is_paused=deployment.paused,
-        active_schedules=sum(schedule.active for schedule in deployment.schedules),
-        pool=deployment.work_pool_name,
-        is_ready=deployment.status == "READY",
-        late_runs=len(runs),
-    )
-    return facts if facts.pool is None else _with_pool(client, facts, facts.pool)
-
-
-def _with_pool(client: SyncPrefectClient, facts: DeploymentFacts, name: str) -> DeploymentFacts:
-    try:
-        pool = client.read_work_pool(name)
-        workers = client.read_workers_for_work_pool(name)
-    except ObjectNotFound:
-        return replace(facts, is_pool_there=False)
-    online = sum(worker.status == "ONLINE" for worker in workers)
-    needs_none = pool.is_push_pool or pool.is_managed_pool
-    return replace(facts, is_pool_paused=pool.is_paused, workers=None if needs_none else online)

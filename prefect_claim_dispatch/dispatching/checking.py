@@ -9,18 +9,33 @@ from prefect_claim_dispatch.registrations import Deployment
 from prefect_claim_dispatch.registry import Registry, registry
 
 
-def check_deployments(processors: Registry = registry) -> list[str]:
+def check_deployments(processors: Registry = registry, runs: FlowRuns | None = None) -> list[str]:
     """What is wrong with the deployments of *processors*, a line each; empty when nothing is.
 
     Raises:
         PrefectUnavailableError: the API can't be asked.
     """
-    runs = FlowRuns()
+    runs = runs or FlowRuns()
     return [
         f"processor {processor.pattern!r}: {problem}"
         for processor in processors.deployed
         if processor.deployment is not None
         for problem in _problems(processor.deployment, runs.deployment(processor.deployment.name))
+    ]
+
+
+def cancelling_deployments(processors: Registry, runs: FlowRuns) -> list[str]:
+    """A line for each deployment that cancels the runs of actions when it is full, instead of letting them wait.
+
+    Raises:
+        PrefectUnavailableError: the API can't be asked.
+    """
+    named = {one.deployment.name: one.pattern for one in processors.deployed if one.deployment is not None}
+    return [
+        f"processor {pattern!r}: {name!r} cancels new runs when it is full (CANCEL_NEW); "
+        "its actions are tried again and again, ever more rarely"
+        for name, pattern in sorted(named.items())
+        if (seen := runs.deployment(name)) is not None and seen.cancels_new
     ]
 
 

@@ -19,7 +19,7 @@ from prefect_claim_dispatch.dispatching.reconciling import Reconciler
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.errors import DeploymentNotFoundError
 from prefect_claim_dispatch.reports import Tally
-from prefect_claim_dispatch.schema import ELSEWHERE
+from prefect_claim_dispatch.schema import ELSEWHERE, SERVER_MARK
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Elsewhere:
                 limit=min(self._options.limit, CREATED_AT_ONCE),
                 lease=lease,
                 may_begin=False,
-                claimed_by=f"{ELSEWHERE}{self._options.claimed_by}",
+                claimed_by=self._holder(),
                 until=self._options.until,
                 max_running=max_running,
             )
@@ -103,6 +103,11 @@ class Elsewhere:
             self._creator.create(raws)
             claimed += len(raws)
         return claimed
+
+    def _holder(self) -> str:
+        """Who claims, and on which Prefect server the runs are made: on another, nobody knows what became of them."""
+        server = self._runs.server()
+        return f"{ELSEWHERE}{self._options.claimed_by}" + ("" if server is None else f"{SERVER_MARK}{server}")
 
     def _parts(self, lanes: Sequence[Lane]) -> dict[tuple[timedelta, int | None, str], list[Lane]]:
         """What is claimed together: with one lease, and a type with a `max_running` by itself."""

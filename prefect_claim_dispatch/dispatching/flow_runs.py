@@ -14,11 +14,12 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from prefect_claim_dispatch.actions import elapsed_clock
-from prefect_claim_dispatch.dispatching.reaching import impatient_client
+from prefect_claim_dispatch.dispatching.reaching import impatient_client, server_identity
 from prefect_claim_dispatch.dispatching.run_states import WITHDRAWN, RunSeen
 from prefect_claim_dispatch.errors import DeploymentNotFoundError, PrefectUnavailableError
 from prefect_claim_dispatch.outcomes import redacted
@@ -47,6 +48,7 @@ class DeploymentSeen:
     name: str
     asked_for: frozenset[str]
     required: frozenset[str]
+    cancels_new: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,14 @@ class FlowRuns:
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, DeploymentSeen | None]] = {}
         self._has_bulk = True
+        self._server: tuple[str | None] | None = None
+
+    def server(self) -> str | None:
+        """The identity of the server that the API is of, asked once; None where it can't be told from another."""
+        if self._server is None:
+            with api() as client:
+                self._server = (server_identity(client),)
+        return self._server[0]
 
     def deployment(self, name: str) -> DeploymentSeen | None:
         """The deployment called *name*; None when there is none. An answer is believed for a minute.
@@ -208,7 +218,21 @@ def _deployment(client: SyncPrefectClient, name: str) -> DeploymentSeen | None:
         return None
     schema: dict[str, Any] = found.parameter_openapi_schema or {}
     required = frozenset(schema.get("required", ())) - frozenset(found.parameters or {})
-    return DeploymentSeen(id=found.id, name=name, asked_for=frozenset(schema.get("properties", ())), required=required)
+    return DeploymentSeen(
+        id=found.id,
+        name=name,
+        asked_for=frozenset(schema.get("properties", ())),
+        required=required,
+        cancels_new=cancels_new_runs(found),
+    )
+
+
+def cancels_new_runs(deployment: DeploymentResponse) -> bool:
+    """Whether it has a concurrency limit that cancels the runs which find no slot, instead of letting them wait."""
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+    return (
+        limit is not None and options is not None and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+    )
 
 
 def _require(client: SyncPrefectClient, deployment: DeploymentSeen) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
+
+from prefect_claim_dispatch.errors import ConfigurationError
+
+MIN_LEASE: Final = timedelta(seconds=1)
+MAX_LEASE: Final = timedelta(days=7)
 
 TRIAL_SHARE, TRIALS_SHARE = 6, 4
 """Of a lease, how long a suspect is on trial at most, and how long all of them together that wait at a time."""
@@ -30,6 +36,27 @@ class LoopOptions:
     trial: timedelta = timedelta(seconds=10)
     runs_per_second: float = 30
     listen_url: str | None = None
+
+    def check(self) -> None:
+        """Refuse what makes no sense, all of it in one line.
+
+        Raises:
+            ConfigurationError: something does not.
+        """
+        none = timedelta(0)
+        problems = {
+            f"limit must be 1 or more, got {self.limit}": self.limit < 1,
+            f"max_concurrency must be 1 or more, got {self.concurrency}": self.concurrency < 1,
+            f"lease must be from {MIN_LEASE} to {MAX_LEASE}, got {self.lease}": not MIN_LEASE
+            <= self.lease
+            <= MAX_LEASE,
+            f"stay must not be negative, got {self.stay}": self.stay < none,
+            f"grace must not be negative, got {self.grace}": self.grace < none,
+            "until must have a time zone": self.until is not None and self.until.tzinfo is None,
+        }
+        wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
+        if wrong:
+            raise ConfigurationError("; ".join(wrong))
 
     def trial_of(self, suspects: int) -> float:
         """Seconds that each of *suspects* is on trial: `trial`, or less where leases are short, or many wait.

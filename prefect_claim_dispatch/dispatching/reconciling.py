@@ -51,6 +51,7 @@ class Reconciler:
         self._creator = creator
         self._tally = tally
         self._withdrawals = 0
+        self._strange: set[str] = set()
 
     def reconcile(self) -> int:
         """Settle what ended, renew what lives, withdraw what waited for too long; returns how many were settled.
@@ -85,8 +86,12 @@ class Reconciler:
         return settled
 
     def _verdict(self, run: RunSeen | None, row: Outstanding, run_id: str) -> Outcome | Step:
-        verdict = verdict_on(run, row, queued_at_most=self._routing.queued_at_most(row.type))
+        server = self._runs.server() if run is None else None
+        verdict = verdict_on(run, row, queued_at_most=self._routing.queued_at_most(row.type), server=server)
         match verdict:
+            case Step.STRANGE:
+                self._tell_strange(row)
+                return verdict
             case Step.WITHDRAW if self._withdrawals > 0:
                 self._withdrawals -= 1
                 # Cancelled before it is released: what a worker has not picked up by then, none does any more.
@@ -122,6 +127,28 @@ class Reconciler:
     def _adopt(self, rows: Sequence[Outstanding]) -> None:
         """See to claims without a run, whose claimant died before it created one, or before it wrote it down."""
         lost = [row for row in rows if row.is_over or row.waited > UNWRITTEN_FOR]
+        lost = [row for row in lost if self._is_made_here(row)]
         raws = outstanding.held(self._engine, self._table, [row.key for row in lost])
         if raws:
             self._creator.adopt(raws, is_over=frozenset(row.id for row in lost if row.is_over))
+
+    def _is_made_here(self, row: Outstanding) -> bool:
+        """Whether the run of a claim that has none would be on this server. If not, it may well be there already."""
+        if row.server in (None, self._runs.server()):
+            return True
+        self._tell_strange(row)
+        return False
+
+    def _tell_strange(self, row: Outstanding) -> None:
+        """Say once of each server that its claims are left alone here."""
+        if row.server is None or row.server in self._strange:
+            return
+        self._strange.add(row.server)
+        logger.warning(
+            "%s #%s and others were claimed through another Prefect server (%s), of whose runs this one (%s) knows "
+            "nothing; they are left to it. Is PREFECT_API_URL the right one here? See docs/deployment-lane.md",
+            row.type,
+            row.id,
+            row.server,
+            self._runs.server(),
+        )

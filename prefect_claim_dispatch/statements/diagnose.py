@@ -154,6 +154,17 @@ def blocking(table: Table, dialect: str) -> Select[Any]:
     )
 
 
+def holders(table: Table) -> Select[Any]:
+    """Who holds a claim whose lease lives: ``claimed_by``, each once. By ``ix_*_leases``."""
+    c = table.c
+    return (
+        select(c.claimed_by)
+        .distinct()
+        .where(status_is(c.status, ActionStatus.CLAIMED), c.lease_expires_at > now(), c.claimed_by.is_not(None))
+        .execution_options(**{NAME: "holders"})
+    )
+
+
 def _seconds_since(instant: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.extract("epoch", func.clock_timestamp() - instant)
 

@@ -36,7 +36,7 @@ from prefect_claim_dispatch.dialects import (
     raw_json,
     unseen,
 )
-from prefect_claim_dispatch.schema import ELSEWHERE, is_elsewhere, status_is
+from prefect_claim_dispatch.schema import ELSEWHERE, SERVER_LENGTH, SERVER_MARK, is_elsewhere, status_is
 from prefect_claim_dispatch.statements import NAME
 from prefect_claim_dispatch.statements.rows import FENCE_TYPES, action_columns, fence
 
@@ -113,11 +113,12 @@ def follow(table: Table, dialect: str) -> UpdateBase:
 def take(table: Table, dialect: str) -> UpdateBase:
     """Make the bound run the holder of the bound claim, and return its row; none where it is not that run's any more.
 
-    By the primary key. A copy of the run, started by hand with the same reference, is another run.
+    By the primary key. A copy of the run, started by hand with the same reference, is another run. Which Prefect server
+    has it stays with the row.
     """
     rows = parameter_rows(dialect, "taken", **FENCE_TYPES, run_id=Text(), lease_seconds=Float())
     c, mine = table.c, rows.c.run_id
-    holder = literal_column(f"'{ELSEWHERE}'", Text).concat(mine)
+    holder = literal_column(f"'{ELSEWHERE}'", Text).concat(mine).concat(_server(c.claimed_by))
     return (
         update(table)
         .where(fence(table, rows), or_(c.run_id.is_(None), mine.is_(None), c.run_id == mine))
@@ -130,6 +131,13 @@ def take(table: Table, dialect: str) -> UpdateBase:
         .returning(*action_columns(table, dialect))
         .execution_options(**{NAME: "take"})
     )
+
+
+def _server(claimed_by: ColumnElement[Any]) -> ColumnElement[Any]:
+    """What `claimed_by` ends with where it names a server, its mark included; nothing where it names none."""
+    first = func.length(claimed_by) - literal_column(str(SERVER_LENGTH))
+    is_named = func.substr(claimed_by, first, literal_column("1")) == literal_column(f"'{SERVER_MARK}'", Text)
+    return case((is_named, func.substr(claimed_by, first)), else_=literal_column("''", Text))
 
 
 @cache

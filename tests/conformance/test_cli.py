@@ -375,6 +375,9 @@ def test_prune_deletes_what_was_settled_long_ago(run: Run) -> None:
         ["prune"],
         ["db", "sql", "--dialect", "oracle"],
         ["run", "--stay", "long"],
+        ["run", "--limit", "0"],
+        ["run", "--lease", "0s"],
+        ["run", "--lease", "8d"],
     ],
     ids=" ".join,
 )

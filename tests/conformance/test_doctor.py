@@ -29,6 +29,7 @@ from tests.kit.tables import TABLE, add, add_many, change, claim_due, seconds_fr
 PROCESSORS = ("tests.acceptance.processors",)
 NOTHING_LISTENS = "postgresql://someone:hunter2@127.0.0.1:1/nothing"
 MINUTE = timedelta(minutes=1)
+GRANTS = Path(__file__).parents[2] / "deployments" / "grants.sql"
 
 
 Doctor = Callable[..., Answer]
@@ -165,6 +166,26 @@ def test_missing_grant_is_named(
 
     assert [finding.level for finding in found] == ([Level.ERROR] if told else [])
     assert all(told in finding.what for finding in found if told)
+
+
+def test_role_that_publishes_only_has_no_errors(direct_url: str, admin: psycopg.Connection, doctor: Doctor) -> None:
+    """By the grants that we give: nothing is wrong with it, and what it may not see is said in one line."""
+    role = f"publisher_{os.urandom(4).hex()}"
+    admin.execute(GRANTS.read_text(encoding="utf-8"))  # pyright: ignore[reportArgumentType] - no part of it is a user's
+    admin.execute(f"CREATE ROLE {role} LOGIN IN ROLE claim_dispatch_publisher")
+    try:
+        url = make_url(direct_url).set(username=role).render_as_string(hide_password=False)
+        answer = doctor("--database-url", url, "--json")
+    finally:
+        databases.engine_for(url).dispose()
+        admin.execute(f"DROP ROLE {role}")
+
+    told = [(one["check"], one["what"]) for one in answer.document["findings"] if one["check"] in ("grants", "rows")]
+    assert (answer.code, answer.document["errors"]) == (0, 0)
+    assert told == [
+        ("grants", "this role may publish"),
+        ("rows", "this role may publish; how actions stand, it may not see"),
+    ]
 
 
 def test_missing_index_is_an_error(engine: Engine) -> None:

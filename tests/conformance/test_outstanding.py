@@ -135,6 +135,21 @@ def test_run_that_takes_its_claim_is_its_holder(engine: Engine) -> None:
     assert found.left <= timedelta(seconds=30)
 
 
+@pytest.mark.parametrize("server", ["", "@0123456789ab"])
+@pytest.mark.parametrize("taker", ["run", None])
+def test_taken_claim_names_its_server_still(engine: Engine, server: str, taker: str | None) -> None:
+    """Twice, as Prefect's next try takes it again: only that server may say later that the run was deleted."""
+    add(engine)
+    (raw,) = claim_due(engine, claimed_by=HERE + server)
+
+    for _ in range(2):
+        assert outstanding.take(engine, TABLE, (raw.id, 1), taker, lease=HOUR) is not None
+
+    (found,), _ = outstanding.page(engine, TABLE, None, limit=10)
+    assert found.claimed_by == (HERE if taker is None else f"{ELSEWHERE}run") + server
+    assert (found.server, found.is_held_by_its_run) == (server[1:] or None, taker is not None)
+
+
 def test_run_whose_creator_died_before_it_wrote_it_down_may_take_its_claim(engine: Engine) -> None:
     """Its worker may be quicker than whoever adopts the row."""
     (raw,) = claimed(engine)

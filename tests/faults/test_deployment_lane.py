@@ -6,6 +6,7 @@ There is no worker here: the test sets the states that a worker, a person or an 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import Engine
 
@@ -75,7 +77,8 @@ def test_row_becomes_one_run_that_holds_its_claim(engine: Engine, registry: Regi
     id_, run_id = dispatched(engine, registry)
 
     row, (run,) = operations.get(engine, id_), deployed.runs()
-    assert (row.status, row.claimed_by, run["id"]) == ("claimed", f"{ELSEWHERE}flow", run_id)
+    assert (row.status, run["id"]) == ("claimed", run_id)
+    assert re.fullmatch(f"{ELSEWHERE}flow@[0-9a-f]{{12}}", str(row.claimed_by))
     assert run["name"] == f"{TYPE} #{id_} (attempt 1)"
     assert run["parameters"]["action"] == {
         "table": "action_logs",
@@ -151,6 +154,123 @@ def test_deleted_run_is_retried(engine: Engine, registry: Registry, deployed: De
     assert (row.status, row.claim_count, row.fail_count) == ("claimed", 2, 1)
     assert [error["type"] for error in row.errors] == ["RunCrashed"]
     assert [run["id"] for run in deployed.runs()] == [row.run_id]
+
+
+def claimed_through_another_server(engine: Engine, id_: int) -> None:
+    """As if the claim flow that claimed it had been on another Prefect server than the one which is asked here."""
+    holder, _, _ = str(operations.get(engine, id_).claimed_by).rpartition("@")
+    change(engine, id_, claimed_by=f"{holder}@{'0' * 12}")
+
+
+@pytest.mark.parametrize("is_begun", [False, True], ids=["waiting", "begun, its lease over"])
+@pytest.mark.parametrize("is_registered", [True, False], ids=["", "processor is gone"])
+def test_run_of_another_prefect_server_is_not_taken_for_deleted(
+    engine: Engine, registry: Registry, deployed: Deployed, caplog: Any, *, is_begun: bool, is_registered: bool
+) -> None:
+    """A claim flow on a laptop, with the staging server's address, must settle nothing of production's; it says so."""
+    ids = add_many(engine, [{"type": TYPE}] * 2)
+    look(engine, registry)
+    for id_ in ids:
+        run_id = operations.get(engine, id_).run_id
+        if is_begun:
+            outstanding.take(engine, TABLE, (id_, 1), run_id, lease=timedelta(minutes=1))
+        claimed_through_another_server(engine, id_)
+        deployed.server.delete(f"flow_runs/{run_id}")
+    expire_leases(engine, *ids)
+    before = [operations.get(engine, id_) for id_ in ids]
+
+    assert look(engine, registry if is_registered else Registry()).is_empty
+
+    assert [operations.get(engine, id_) for id_ in ids] == before
+    assert caplog.text.count("claimed through another Prefect server (000000000000)") == 1
+
+
+def test_claim_of_another_prefect_server_without_a_run_gets_none_here(
+    engine: Engine, registry: Registry, deployed: Deployed, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Its claim flow died around the creation; the run may be there, and here it would be a second."""
+    id_ = killed_at(engine, registry, monkeypatch, "before the creation")
+    claimed_through_another_server(engine, id_)
+    expire_leases(engine, id_)
+    change(engine, id_, claimed_at=seconds_from_now(-3600))
+
+    for known in (registry, Registry()):
+        assert look(engine, known).is_empty
+
+    assert (operations.get(engine, id_).status, deployed.runs()) == ("claimed", [])
+    assert "claimed through another Prefect server" in caplog.text
+
+
+def test_claim_that_names_no_server_is_judged_by_whoever_looks(
+    engine: Engine, registry: Registry, deployed: Deployed
+) -> None:
+    """Claimed by an older version, just before the upgrade: it must not wait for ever."""
+    id_, run_id = dispatched(engine, registry)
+    change(engine, id_, claimed_by=f"{ELSEWHERE}flow")
+    deployed.server.delete(f"flow_runs/{run_id}")
+
+    assert look(engine, registry).retrying == 1
+
+
+def full(prefect_api: PrefectServer, engine: Engine) -> tuple[Registry, Deployed, int, str]:
+    """A deployment that cancels new runs and has its one slot taken; a row whose run is created now, and that run."""
+    limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "CANCEL_NEW"}}
+    deployed, registry = Deployed(prefect_api, **limit), Registry()
+    deployment_processor(TYPE, deployment=deployed.name, registry=registry)
+    _, first = dispatched(engine, registry)
+    assert deployed.propose(first, "PENDING") == "Pending"
+    return registry, deployed, *dispatched(engine, registry)
+
+
+def test_run_that_its_full_deployment_cancels_is_tried_again_later(prefect_api: PrefectServer, engine: Engine) -> None:
+    """CANCEL_NEW is Prefect's own doing: it costs no attempt, ends no action, and is tried ever more rarely."""
+    registry, deployed, id_, run_id = full(prefect_api, engine)
+    assert deployed.propose(run_id, "PENDING") == "Cancelled"
+
+    assert look(engine, registry).snoozed == 1
+
+    row = operations.get(engine, id_)
+    assert (row.status, row.fail_count, row.errors) == ("pending", 0, ())
+    assert timedelta(seconds=14) < row.end_at - row.updated_at < timedelta(seconds=16)
+    change(engine, id_, end_at=seconds_from_now(-1))
+    look(engine, registry)
+    deployed.propose(operations.get(engine, id_).run_id, "PENDING")
+    look(engine, registry)
+    row = operations.get(engine, id_)
+    assert (row.status, row.claim_count) == ("pending", 2)
+    assert timedelta(seconds=29) < row.end_at - row.updated_at < timedelta(seconds=31)
+
+
+def test_person_who_cancels_a_waiting_run_cancels_its_action(prefect_api: PrefectServer, engine: Engine) -> None:
+    """Of the same deployment, never begun either: told apart by the words with which Prefect refuses."""
+    registry, deployed, id_, run_id = full(prefect_api, engine)
+    assert deployed.propose(run_id, "CANCELLING") == "Cancelled"
+
+    assert look(engine, registry).cancelled == 1
+
+    assert operations.get(engine, id_).status == "cancelled"
+
+
+def test_run_that_begins_while_it_is_withdrawn_is_not_given_to_another(
+    engine: Engine, registry: Registry, deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the cancel: Withdrawn, and begun all the same; a second run would work beside it."""
+    id_, run_id = dispatched(engine, registry)
+    change(engine, id_, claimed_at=seconds_from_now(-601))
+    cancel = SyncPrefectClient.set_flow_run_state
+
+    def begin_first(client: SyncPrefectClient, *arguments: Any, **more: Any) -> Any:
+        assert deployed.propose(run_id, "PENDING") == "Pending"
+        assert deployed.propose(run_id, "RUNNING") == "Running"
+        return cancel(client, *arguments, **more)
+
+    monkeypatch.setattr(SyncPrefectClient, "set_flow_run_state", begin_first)
+
+    assert look(engine, registry).released == 0
+
+    row, (run,) = operations.get(engine, id_), deployed.runs()
+    assert (run["state_name"], run["run_count"]) == ("Withdrawn", 1)
+    assert (row.status, row.claim_count, row.run_id) == ("claimed", 1, run_id)
 
 
 def test_running_run_keeps_its_row_and_lease(engine: Engine, registry: Registry, deployed: Deployed) -> None:

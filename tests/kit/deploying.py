@@ -37,7 +37,13 @@ class Deployed:
     """A deployment on a pool of its own. Without a worker, its runs wait until the test sets their states."""
 
     def __init__(
-        self, server: PrefectServer, *, flow: str = "", entrypoint: str = "nowhere:flow", schema: Any = None
+        self,
+        server: PrefectServer,
+        *,
+        flow: str = "",
+        entrypoint: str = "nowhere:flow",
+        schema: Any = None,
+        **more: Any,
     ) -> None:
         self.server = server
         self.name = f"{flow or f'lane-{os.urandom(4).hex()}'}/prod"
@@ -52,6 +58,7 @@ class Deployed:
             "pull_steps": [],
             "enforce_parameter_schema": True,
             "parameter_openapi_schema": schema_of(action="object") if schema is None else schema,
+            **more,
         }
         self.id = server.post("deployments/", body)["id"]
 
@@ -69,6 +76,11 @@ class Deployed:
         """Set a run's state as the UI, a worker or an automation would."""
         state = {"type": type_, "name": name, "message": message}
         self.server.post(f"flow_runs/{run_id}/set_state", {"state": state, "force": True})
+
+    def propose(self, run_id: str | None, type_: str) -> str:
+        """Propose a state as a worker does, whom Prefect may refuse; what the run's state is called then."""
+        self.server.post(f"flow_runs/{run_id}/set_state", {"state": {"type": type_}})
+        return str(self.server.get(f"flow_runs/{run_id}")["state_name"])
 
     def execute(self, flow: Flow[..., Any], run_id: str | None) -> None:
         """What a worker's process does: let *flow* be the run, here, with the parameters that it was given.

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from prefect_claim_dispatch.dispatching.run_states import WITHDRAWN, RunSeen, Step, verdict_on
-from prefect_claim_dispatch.outcomes import Cancel, Crashed, Failed, Processed, Released
+from prefect_claim_dispatch.dispatching.run_states import LATEST, REFUSED, WITHDRAWN, RunSeen, Step, verdict_on
+from prefect_claim_dispatch.outcomes import Cancel, Crashed, Failed, Processed, Released, Snooze
 from prefect_claim_dispatch.outstanding import Outstanding
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -34,6 +34,9 @@ def run(type_: str, name: str = "", *, begun: bool = True) -> RunSeen:
     return RunSeen(type=type_, name=name or type_.capitalize(), message="m", has_begun=begun)
 
 
+FULL = replace(run("CANCELLED", begun=False), message=f"{REFUSED}limit reached.")
+
+
 @pytest.mark.parametrize("row", [ROW, OVER, HELD, HELD_OVER])
 @pytest.mark.parametrize(
     ("seen", "outcome"),
@@ -46,6 +49,8 @@ def run(type_: str, name: str = "", *, begun: bool = True) -> RunSeen:
         (run("CANCELLED"), Cancel("its run r was cancelled in Prefect: m")),
         (run("CANCELLED", begun=False), Cancel("its run r was cancelled in Prefect: m")),
         (run("CANCELLED", WITHDRAWN, begun=False), Released()),
+        (FULL, Snooze(timedelta(seconds=30), f"its run r was refused: {FULL.message}")),
+        (replace(FULL, has_begun=True), Crashed(reason=f"its run r got no slot for its next try: {FULL.message}")),
     ],
 )
 def test_run_that_ended_settles_its_row_whatever_the_lease(row: Outstanding, seen: RunSeen, outcome: object) -> None:
@@ -92,6 +97,27 @@ def test_run_that_stopped_renewing_is_called_crashed() -> None:
 def test_run_that_is_gone_counts_as_a_crash(row: Outstanding) -> None:
     """Nobody can tell how far it had come."""
     assert verdict_on(None, row, queued_at_most=HOUR) == Crashed(reason="its run r was deleted in Prefect")
+
+
+@pytest.mark.parametrize("row", [ROW, OVER, HELD, HELD_OVER])
+@pytest.mark.parametrize("holder", ["claim-flow", "r"])
+def test_run_that_another_server_has_is_not_gone(row: Outstanding, holder: str) -> None:
+    """Whoever asks the wrong server hears of no run; only the one that made it can say that it was deleted."""
+    row = replace(row, claimed_by=f"deployment:{holder}@aaaaaaaaaaaa")
+
+    for server in ("bbbbbbbbbbbb", None):
+        assert verdict_on(None, row, queued_at_most=HOUR, server=server) is Step.STRANGE
+    assert verdict_on(None, row, queued_at_most=HOUR, server="aaaaaaaaaaaa") is not Step.STRANGE
+    assert (row.server, row.is_held_by_its_run) == ("aaaaaaaaaaaa", holder == "r")
+    assert verdict_on(run("COMPLETED"), row, queued_at_most=HOUR, server="bbbbbbbbbbbb") == Processed()
+
+
+def test_refused_runs_are_created_ever_more_rarely() -> None:
+    """A deployment that is full for a day must not have a cancelled run for each action and minute."""
+    waits = [verdict_on(FULL, replace(ROW, claim_count=count), queued_at_most=HOUR) for count in (1, 2, 5, 6, 7, 5000)]
+
+    assert [wait.delay.total_seconds() for wait in waits if isinstance(wait, Snooze)] == [15, 30, 240, 480, 600, 600]
+    assert timedelta(seconds=600) == LATEST
 
 
 def test_passwords_in_a_state_stay_there() -> None:
