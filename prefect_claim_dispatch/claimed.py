@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.orm import Session
@@ -25,6 +29,13 @@ from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.settings import Settings
 
 SHORTEST_LEASE = timedelta(seconds=1)
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between looks at a claim that another process of the same flow run holds."""
+
+_kept: set[tuple[str, outstanding.Key, str | None]] = set()
+"""Claims that a block of this process has left for the next try of its flow run."""
 
 
 @dataclass(slots=True)
@@ -75,6 +86,9 @@ def claimed_action(
     the run is Failed too. Not while Prefect will retry the flow by itself: the claim is kept for that. When the run is
     cancelled or killed, a claim flow settles from its state.
 
+    One process at a time: where Prefect has started this run a second time while the first still works, the second
+    waits here until that has settled the action, or its lease is over. A retry of Prefect's goes on at once.
+
     Args:
         reference: what the claim flow passed as the parameter ``action``.
         bind: the database of the action table, an engine or a URL. None: the settings'.
@@ -95,9 +109,7 @@ def claimed_action(
         error=ConfigurationError,
         least=SHORTEST_LEASE,
     )
-    raw = outstanding.take(engine, table, key, _run_id(), lease=lasts)
-    if raw is None:
-        raise ClaimLostError(*key, table.fullname)
+    raw = _taken(engine, table, key, lasts)
     with Keeper(engine, table, lease=lasts, tally=Tally()) as keeper:
         keeper.hold([raw])
         action = _decoded(raw, keeper, policy)
@@ -106,12 +118,56 @@ def claimed_action(
         except Exception as error:
             # Also when it was settled in a transaction: it may be that very transaction which failed. If it did not,
             # the fence keeps what it wrote.
-            if not _is_retried():
+            if _is_retried():
+                _kept.add((table.fullname, key, _run_id()))
+            else:
                 keeper.settle(settlement_at_all(Failed.from_exception(error), raw, policy))
             raise
-        if not raw.lease.settled:
-            keeper.settle(settlement_at_all(action.answered.outcome, raw, policy))
+        # Also where `settle` was called: if its transaction was not rolled back, the fence keeps what it wrote.
+        keeper.settle(settlement_at_all(action.answered.outcome, raw, policy))
     _require(raw.lease, key)
+
+
+def _taken(engine: Engine, table: Table, key: outstanding.Key, lease: timedelta) -> RawAction:
+    """The row, held by this flow run from now on; waits as long as another process holds it for the same run.
+
+    Raises:
+        ClaimLostError: the claim is not this run's, or not any more.
+    """
+    run_id = _run_id()
+    kept = table.fullname, key, run_id
+    raw = outstanding.take(engine, table, key, run_id, lease=lease, again=kept in _kept)
+    _kept.discard(kept)
+    if raw is None and _is_held(engine, table, key, run_id) and _was_ended():
+        raw = outstanding.take(engine, table, key, run_id, lease=lease, again=True)
+    while raw is None:
+        if not _is_held(engine, table, key, run_id):
+            raise ClaimLostError(*key, table.fullname)
+        logger.warning("another process of this flow run holds action #%s: waiting for its end, or its lease's", key[0])
+        time.sleep(LOOK_EVERY)
+        raw = outstanding.take(engine, table, key, run_id, lease=lease)
+    return raw
+
+
+def _is_held(engine: Engine, table: Table, key: outstanding.Key, run_id: str | None) -> bool:
+    return run_id is not None and outstanding.is_held_by(engine, table, key, run_id)
+
+
+def _was_ended() -> bool:
+    """Whether Prefect had ended this run, or put it off, before it started it in this process.
+
+    Then this is its next try. False where that can't be asked: the lease tells, a little later.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return False
+    with get_client(sync_client=True) as client:
+        try:
+            states = client.read_flow_run_states(context.flow_run.id)
+        except (httpx.HTTPError, RuntimeError):
+            return False
+    since = [state for state in sorted(states, key=lambda state: state.timestamp) if not state.is_pending()]
+    return len(since) > 1 and not since[-2].is_running()
 
 
 def _meaning(reference: Any, settings: Settings) -> tuple[Table, outstanding.Key, RetryPolicy]:
@@ -143,7 +199,7 @@ def _decoded(raw: RawAction, keeper: Keeper, policy: RetryPolicy) -> ClaimedActi
 
 def _require(lease: Lease, key: outstanding.Key) -> None:
     """Refuse to end well where the verdict was not taken: the work may be done again, and this run must say so."""
-    if lease.lost and not lease.settled:
+    if lease.lost:
         raise LostLeaseError(*key)
 
 

@@ -31,7 +31,7 @@ from prefect_claim_dispatch.dialects import as_instant, bind_rows
 from prefect_claim_dispatch.encoding import MAX_DEPTH
 from prefect_claim_dispatch.errors import DatabaseContendedError, DatabaseError
 from prefect_claim_dispatch.outcomes import Unprocessable
-from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.policies import RetryPolicy, is_note, settlement_for
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import candidates as candidates_statement
 from prefect_claim_dispatch.statements.claim import claim_one as claim_one_statement
@@ -89,7 +89,7 @@ class RawAction:
     @property
     def was_tried(self) -> bool:
         """Whether anything is on record of earlier attempts, also from before an operator's retry."""
-        return self.fail_count > 0 or self.row[10] != "[]"
+        return self.fail_count > 0 or (self.row[10] != "[]" and self._has_failures)
 
     @property
     def crashes(self) -> int:
@@ -97,8 +97,13 @@ class RawAction:
         raw = self.row[10]
         if raw == "[]":
             return 0
-        kinds = [error.get("kind") for error in reversed(_errors(raw))]
+        kinds = [error.get("kind") for error in reversed(_errors(raw)) if not is_note(error)]
         return len(list(itertools.takewhile(lambda kind: kind == "crashed", kinds)))
+
+    @property
+    def _has_failures(self) -> bool:
+        errors = _errors(self.row[10])
+        return not errors or not all(map(is_note, errors))  # also what can't be read
 
     def action(self) -> Action:
         """The row as an `Action`, its reserved keys taken out of the payload.

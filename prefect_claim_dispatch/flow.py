@@ -23,9 +23,11 @@ from prefect_claim_dispatch.dispatching.labelling import label_run
 from prefect_claim_dispatch.dispatching.locating import database_url
 from prefect_claim_dispatch.dispatching.loop import ClaimLoop
 from prefect_claim_dispatch.dispatching.options import LoopOptions
+from prefect_claim_dispatch.dispatching.own_run import OwnRun
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch, create_flow_run, require_api
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
+from prefect_claim_dispatch.dispatching.shield import shielded
 from prefect_claim_dispatch.errors import ClaimDispatchError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
@@ -109,12 +111,10 @@ def claim_dispatch(  # noqa: PLR0917 - Prefect passes parameters by name
             catalogue=settings.catalogue,
             lease=options.lease,
         )
-        report = _run(engine, where, settings, options, handed_over)
+        return _run(engine, where, settings, options, handed_over)
     except ClaimDispatchError as error:
         get_run_logger().error("%s", error)
         raise
-    _publish(report)
-    return report
 
 
 def run_claim_flow(
@@ -181,7 +181,8 @@ def _run(
     tally = Tally()
     keeper = Keeper(engine, table, lease=options.lease, tally=tally)
     routing = Routing(registry, settings.retry_policy)
-    with heap.frozen(), RoutingDispatcher(options.concurrency, handed_over) as dispatcher, keeper:
+    own_run = OwnRun()
+    with heap.frozen(), shielded(), RoutingDispatcher(options.concurrency, handed_over) as dispatcher, keeper:
         loop = ClaimLoop(
             engine,
             table,
@@ -193,6 +194,7 @@ def _run(
             before_first_claim=lambda: _check_version(engine, table),
             api=ApiWatch(),
             elsewhere=Elsewhere(engine, table, routing, tally, options=options),
+            own_run=own_run,
         )
         try:
             loop.run()
@@ -206,7 +208,9 @@ def _run(
                 if not is_done:
                     dispatcher.abandon()
             raise
-    return tally.report()
+    report = tally.report()
+    _publish(report)
+    return own_run.concluded(report)
 
 
 def _check_version(engine: Engine, table: Table) -> None:

@@ -89,6 +89,11 @@ class Keeper:
         if self._held and self._thread is None:
             self._start()
 
+    def holds(self, key: Key) -> bool:
+        """Whether the claim *key* is kept here."""
+        with self._lock:
+            return key in self._held
+
     def allow(self, claimed: Sequence[RawAction], run_id: str, timeout: float) -> bool:
         """Write down that the work of *claimed* may begin in *run_id*, and return when that is so.
 
@@ -268,22 +273,29 @@ class Keeper:
         buried: dict[int, Settlement] = {}
         try:
             settled = settling.settle(self._engine, self._table, list(batch.values()), run_ids, buried)
-            # A COMMIT whose answer was lost has settled them: that is no lost lease, and nobody will do the work again.
-            repeated = [key for key in batch if key in self._unanswered and key[0] not in settled]
-            settled |= settling.recognise(self._engine, self._table, repeated)
+            # A COMMIT whose answer was lost has settled them, or their processor's own transaction: that is no lost
+            # lease, and nobody will do the work again.
+            others = [key for key in batch if key[0] not in settled and self._may_be_settled(key)]
+            ended = settling.ended(self._engine, self._table, others)
         except Exception:
             self._unanswered.update(batch)
             raise
         if buried:
             batch = {key: buried.get(key[0], settlement) for key, settlement in batch.items()}
-        self._conclude(batch, settled)
+        for key in others:
+            if key[0] in ended and self._held[key].lease.settled:
+                batch[key] = ended[key[0]].instead_of(batch[key])
+        self._conclude(batch, settled.union(ended))
+
+    def _may_be_settled(self, key: Key) -> bool:
+        return key in self._unanswered or self._held[key].lease.settled
 
     def _conclude(self, batch: Mapping[Key, Settlement], settled: Container[int]) -> None:
         """Count, tell and forget the verdicts of *batch*; the table took those of the ids in *settled*."""
         taken: list[tuple[str, Settlement]] = []
         for key, settlement in batch.items():
             raw = self._held[key]
-            if raw.id in settled or raw.lease.settled:
+            if raw.id in settled:
                 taken.append((raw.type, settlement))
             else:
                 self._lose(raw, settlement)

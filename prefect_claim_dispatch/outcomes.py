@@ -36,11 +36,17 @@ def _check_text(outcome: str, remedy: str, reason: Any) -> None:
         raise TypeError(msg)
 
 
+NOTES: frozenset[object] = frozenset({"snoozed", "released"})
+"""Kinds of entries in `errors` that are no errors: they say why a row waits, and are of no attempt that failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snooze:
     """Run the action again after *delay*, counted on the database's clock. Costs no attempt.
 
     A *delay* below `LEAST_SNOOZE` is kept the first time only: what always answers "at once" would never rest.
+
+    *reason* is kept in `errors`, as one entry of the kind ``snoozed`` that the next such takes the place of.
     """
 
     delay: timedelta
@@ -109,7 +115,13 @@ class Unprocessable:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The claim is given back without having begun: costs nothing, due again at once."""
+    """The claim is given back without having begun: costs nothing, due again at once.
+
+    With a *reason*, what could not be begun would fail to again at once: it is put off, each time for longer, and the
+    reason is kept in `errors`, as one entry of the kind ``released``.
+    """
+
+    reason: str = ""
 
 
 Outcome = Processed | Failed | Crashed | Unprocessable | Snooze | Cancel | Released

@@ -141,8 +141,13 @@ def follow(engine: Engine, table: Table, followed: Sequence[Followed]) -> set[in
     return databases.repeated(engine, lambda connection: set(connection.execute(statement, parameters).scalars()))
 
 
-def take(engine: Engine, table: Table, key: Key, run_id: str | None, *, lease: timedelta) -> RawAction | None:
-    """The row of the claim *key*, held by the run *run_id* from now; None where it is not that run's any more."""
+def take(
+    engine: Engine, table: Table, key: Key, run_id: str | None, *, lease: timedelta, again: bool = False
+) -> RawAction | None:
+    """The row of the claim *key*, held by the run *run_id* from now; None where it is not that run's any more.
+
+    None, too, where that run holds it already and its lease lives, unless *again*: it may be another process.
+    """
     dialect = engine.dialect.name
     columns: dict[str, list[Any]] = {
         "id": [key[0]],
@@ -150,10 +155,16 @@ def take(engine: Engine, table: Table, key: Key, run_id: str | None, *, lease: t
         "run_id": [run_id],
         "lease_seconds": [lease.total_seconds()],
     }
-    statement, parameters = statements.take(table, dialect), bind_rows(dialect, "taken", columns)
+    statement, parameters = statements.take(table, dialect, again=again), bind_rows(dialect, "taken", columns)
     expires = elapsed_clock() + lease.total_seconds()
     row = databases.repeated(engine, lambda connection: connection.execute(statement, parameters).one_or_none())
     return None if row is None else RawAction(row, Lease(expires=expires), table)
+
+
+def is_held_by(engine: Engine, table: Table, key: Key, run_id: str) -> bool:
+    """Whether the run *run_id* has taken the claim *key*, and it still holds."""
+    raws = held(engine, table, [key])
+    return any((raw.claimed_by or "").startswith(f"{ELSEWHERE}{run_id}") for raw in raws)
 
 
 def identity(engine: Engine, table: Table) -> str:

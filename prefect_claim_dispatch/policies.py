@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol, assert_never
+from typing import Any, Final, NamedTuple, Protocol, assert_never
 
 from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, ActionStatus
 from prefect_claim_dispatch.durations import MAX_DURATION, ZERO
@@ -14,6 +14,7 @@ from prefect_claim_dispatch.outcomes import (
     LEAST_SNOOZE,
     MAX_DELAY,
     MAX_NAME_LENGTH,
+    NOTES,
     Cancel,
     Crashed,
     Failed,
@@ -26,6 +27,7 @@ from prefect_claim_dispatch.outcomes import (
 )
 
 KEPT_ERRORS = 5
+MOST_TIMES = 1_000_000
 
 
 class Claimed(Protocol):
@@ -81,6 +83,10 @@ class RetryPolicy:
         return timedelta(seconds=capped * (0.9 + 0.2 * jitter))
 
 
+NOT_BEGUN: Final = RetryPolicy(backoff=timedelta(seconds=10), backoff_max=timedelta(minutes=5))
+"""How long a row waits whose run could not be begun: by it, no other is kept from running, and no server is flooded."""
+
+
 class Settlement(NamedTuple):
     """The verdict to write on one row, valid only while the fence (`id`, `claim_count`, claimed) holds.
 
@@ -110,8 +116,11 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
     Unprocessable    dead                                       no
     Snooze           pending after its delay, see `_rest`        no
     Cancel           cancelled, reason in errors                no
-    Released         pending, due as before                     no
+    Released         pending, due as before; put off if it      no
+                     has a reason
     ===============  =========================================  ===================
+
+    The reason of a `Snooze` or `Released` is kept in errors, too: one entry, which says how many *times* in a row.
     """
     match outcome:
         case Processed():
@@ -129,13 +138,14 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
         case Unprocessable():
             error = _error(action, "unprocessable", outcome.error_type, outcome.message)
             return _settlement(outcome, action, ActionStatus.DEAD, errors=_appended(action, error))
-        case Snooze(delay=delay):
-            return _settlement(outcome, action, ActionStatus.PENDING, delay=_rest(action, delay))
+        case Snooze(delay=delay, reason=reason):
+            errors = _noted(action, _error(action, "snoozed", "Snooze", reason)) if reason else None
+            return _settlement(outcome, action, ActionStatus.PENDING, delay=_rest(action, delay), errors=errors)
         case Cancel(reason=reason):
             error = _error(action, "cancelled", "Cancel", reason)
             return _settlement(outcome, action, ActionStatus.CANCELLED, errors=_appended(action, error))
-        case Released():
-            return _settlement(outcome, action, ActionStatus.PENDING)
+        case Released(reason=reason):
+            return _put_off(outcome, action, reason) if reason else _settlement(outcome, action, ActionStatus.PENDING)
     assert_never(outcome)
 
 
@@ -158,6 +168,12 @@ def _rest(action: Claimed, delay: timedelta) -> timedelta:
     Snooze(delay)  # a subclass may have left out the check
     is_first = action.claim_count - action.fail_count <= 1
     return delay if is_first else max(delay, LEAST_SNOOZE)
+
+
+def _put_off(outcome: Outcome, action: Claimed, reason: str) -> Settlement:
+    errors = _noted(action, _error(action, "released", "NotBegun", reason))
+    delay = NOT_BEGUN.delay_after(errors[-1]["times"], seed=f"{action.id}:{action.claim_count}")
+    return _settlement(outcome, action, ActionStatus.PENDING, delay=delay, errors=errors)
 
 
 def _after_failure(outcome: Outcome, action: Claimed, policy: RetryPolicy, error: Mapping[str, Any]) -> Settlement:
@@ -209,4 +225,22 @@ def _error(action: Claimed, kind: str, error_type: str, message: str) -> Mapping
 
 
 def _appended(action: Claimed, error: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    return (*action.errors, error)[-KEPT_ERRORS:]
+    return (*_without_notes(action), error)[-KEPT_ERRORS:]
+
+
+def _noted(action: Claimed, note: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """What failed is all kept; of the notes only this one, with how many *times* in a row it was made."""
+    last: Mapping[str, Any] = action.errors[-1] if action.errors else {}
+    times: object = last.get("times") if last.get("kind") == note["kind"] else 0
+    before = times if isinstance(times, int) and 0 < times < MOST_TIMES else 0
+    return (*_without_notes(action)[-KEPT_ERRORS:], {**note, "times": before + 1})
+
+
+def _without_notes(action: Claimed) -> list[Mapping[str, Any]]:
+    return [error for error in action.errors if not is_note(error)]
+
+
+def is_note(error: Mapping[str, Any]) -> bool:
+    """Whether an entry of `errors` says only why the row waits."""
+    kind = error.get("kind")
+    return isinstance(kind, str) and kind in NOTES

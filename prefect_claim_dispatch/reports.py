@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prefect_claim_dispatch.actions import ActionStatus
-from prefect_claim_dispatch.outcomes import Crashed, Released
+from prefect_claim_dispatch.outcomes import Released, Snooze
 from prefect_claim_dispatch.policies import Settlement
 
 _COLUMNS = ("processed", "retrying", "dead", "snoozed", "cancelled", "released")
@@ -114,8 +114,7 @@ def verdict_of(settlement: Settlement) -> str:
         return settlement.status.value
     if isinstance(settlement.outcome, Released):
         return "released"
-    failed = settlement.fail_count > 0 and settlement.errors is not None
-    return "retrying" if failed or isinstance(settlement.outcome, Crashed) else "snoozed"
+    return "snoozed" if isinstance(settlement.outcome, Snooze) else "retrying"
 
 
 def _escaped(text: str) -> str:

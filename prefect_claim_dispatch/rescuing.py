@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Engine, Table
 
@@ -12,10 +13,11 @@ from prefect_claim_dispatch import databases, refusals
 from prefect_claim_dispatch.actions import Lease
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.errors import DatabaseError
+from prefect_claim_dispatch.fences import Key
 from prefect_claim_dispatch.outcomes import Crashed, Outcome, Released
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.settling import settle, write_settlements
-from prefect_claim_dispatch.statements.rescue import endless, expired
+from prefect_claim_dispatch.statements.rescue import endless, expired, unheard
 
 logger = logging.getLogger(__name__)
 
@@ -86,3 +88,28 @@ def _policy(policy_of: Callable[[str], RetryPolicy | None], type_: str) -> Retry
         # Else nothing of any type would be rescued, nor claimed, while one row of this type has lost its lease.
         logger.exception("the retry policy of %r can't be told: what crashed of it is tried again", type_)
     return policy or replace(RetryPolicy(), max_attempts=UNLIMITED_ATTEMPTS)
+
+
+def release_unheard(
+    engine: Engine, table: Table, *, claimed_by: str, since: datetime, is_held: Callable[[Key], bool]
+) -> list[Settlement]:
+    """Release what *claimed_by* has claimed since then and does not hold: the answer to its COMMIT was lost.
+
+    Nothing of it has begun, so it costs no attempt. *is_held* knows what the claimant holds; it must be the only
+    process that claims under this name. *since*, by the database's clock, is from before the claim was sent.
+    """
+
+    def release(connection: Connection) -> list[Settlement]:
+        # SQLite compares text, and writes fewer digits than it is given: of the same instant, the shorter sorts first.
+        parameters = {"claimed_by": claimed_by, "since": since - timedelta(milliseconds=1)}
+        query = unheard(table, engine.dialect.name)
+        raws = [RawAction(row, Lease(expires=0.0), table) for row in connection.execute(query, parameters)]
+        lost = [raw for raw in raws if not is_held((raw.id, raw.claim_count))]
+        settlements = [settlement_for(Released(), raw, RetryPolicy()) for raw in lost]
+        write_settlements(connection, table, settlements)
+        return settlements
+
+    settlements = databases.repeated(engine, release)
+    if settlements:
+        logger.warning("released %d claims that were made, and not heard of: the answer was lost", len(settlements))
+    return settlements

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Table
 
@@ -14,11 +14,26 @@ from prefect_claim_dispatch import databases, refusals
 from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, Action, ActionStatus
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.errors import DatabaseError, LostLeaseError
-from prefect_claim_dispatch.outcomes import MAX_DELAY, Outcome, Processed
+from prefect_claim_dispatch.outcomes import MAX_DELAY, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.statements.recognise import recognise as recognise_statement
 from prefect_claim_dispatch.statements.settle import settle as settle_statement
+
+
+class Ended(NamedTuple):
+    """What became of a claimed row that its holder settled."""
+
+    status: ActionStatus
+    fail_count: int
+
+    def instead_of(self, settlement: Settlement) -> Settlement:
+        """*settlement* as it would have to be, to make of the row what it became; for those who count."""
+        if self.status not in (ActionStatus.PENDING, ActionStatus.CLAIMED):
+            return settlement._replace(status=self.status)
+        has_failed = self.fail_count > settlement.fail_count
+        outcome = Failed(error_type="", message="") if has_failed else Snooze(timedelta(0))
+        return settlement._replace(status=ActionStatus.PENDING, outcome=outcome)
 
 
 def settle(
@@ -106,19 +121,28 @@ def _seconds(delay: timedelta) -> float:
 
 
 def recognise(engine: Engine | Connection, table: Table, claims: Sequence[tuple[int, int]]) -> set[int]:
-    """The ids of those *claims* (id, claim_count) that were settled by their holder, whether it heard of it or not.
+    """The ids of those *claims* (id, claim_count) that were settled by their holder, whether it heard of it or not."""
+    return set(ended(engine, table, claims))
+
+
+def ended(engine: Engine | Connection, table: Table, claims: Sequence[tuple[int, int]]) -> dict[int, Ended]:
+    """What the table has of those *claims* (id, claim_count) that their holder settled, by id.
 
     A claim ends in two ways: by its own settlement, or by rescue, which is on record in `errors`.
     So a row that left its claim with no such record was settled by whoever held it.
     """
     if not claims:
-        return set()
+        return {}
     ids, counts = (list(column) for column in zip(*sorted(claims), strict=True))
     dialect = engine.dialect.name
     parameters = bind_rows(dialect, "sent", {"id": ids, "claim_count": counts})
     with databases.transaction(engine) as connection:
         rows = connection.execute(recognise_statement(table, dialect), parameters).all()
-    return {row.id for row in rows if not _was_rescued(row.errors, row.claim_count)}
+    return {
+        row.id: Ended(ActionStatus(row.status), row.fail_count)
+        for row in rows
+        if not _was_rescued(row.errors, row.claim_count)
+    }
 
 
 def _was_rescued(errors: str, claim_count: int) -> bool:

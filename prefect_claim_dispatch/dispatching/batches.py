@@ -121,10 +121,7 @@ class Batch:
         return self._ending(is_last_try=True)
 
     def conclude(self, ended: str) -> None:
-        """Settle what is left when the run is over. What was not called, though others were, is to be given back."""
-        if self.has_begun:
-            for work in self.works:
-                work.withdraw()
+        """Settle what is left when the run is over. What was not called is to be given back."""
         for work in self.works:
             work.conclude(ended)
 

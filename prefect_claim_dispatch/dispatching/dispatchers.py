@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
@@ -24,10 +24,15 @@ from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Workload
 from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
 from prefect_claim_dispatch.dispatching.runs import Desk
+from prefect_claim_dispatch.dispatching.shield import shielded
 from prefect_claim_dispatch.dispatching.work import ActionReference
+from prefect_claim_dispatch.outcomes import redacted
 from prefect_claim_dispatch.registrations import Processor
 
 logger = logging.getLogger(__name__)
+
+MESSAGE_LENGTH: Final = 200
+"""Characters of what is told of a run whose processor was not called."""
 
 OnDone = Callable[[Workload, str], None]
 
@@ -126,7 +131,7 @@ class RoutingDispatcher:
         return self._tasks
 
 
-def once(work: Workload, on_done: OnDone, ended: Callable[[Any], str]) -> Callable[[Any], None]:
+def once(work: Workload, on_done: OnDone, ended: Callable[[Any, Workload], str]) -> Callable[[Any], None]:
     """What a future calls when it is done, and forgets *work* then.
 
     A future of Prefect's holds what holds itself: it and all the rows of a batch would wait for a garbage collection.
@@ -134,30 +139,41 @@ def once(work: Workload, on_done: OnDone, ended: Callable[[Any], str]) -> Callab
     held = [work]
 
     def done(future: Any) -> None:
+        run = held.pop()
         try:
-            how = ended(future)
+            how = ended(future, run)
         except BaseException as error:  # a future swallows what its callbacks raise, and the slot would be lost
-            logger.exception("how the run of %s ended can't be told", held[0].reference.name)
+            logger.exception("how the run of %s ended can't be told", run.reference.name)
             how = type(error).__name__
-        on_done(held.pop(), how)
+        on_done(run, how)
 
     return done
 
 
 def _run_flow(flow: Flow[..., Any], reference: ActionReference) -> State[Any]:
-    state = flow(action=reference, return_state=True)
-    return asyncio.run(state) if asyncio.iscoroutine(state) else state  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    with shielded():  # a request to suspend this subflow is not one to suspend its siblings
+        state = flow(action=reference, return_state=True)
+        return asyncio.run(state) if asyncio.iscoroutine(state) else state  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
-def _flow_ended(future: Future[State[Any]]) -> str:
+def _flow_ended(future: Future[State[Any]], run: Workload) -> str:
     error = future.exception()
-    return type(error).__name__ if error is not None else future.result().name or "without a name"
+    return _told(future.result() if error is None else error, run)
 
 
-def _ended(future: PrefectFuture[Any]) -> str:
+def _ended(future: PrefectFuture[Any], run: Workload) -> str:
     try:
         # The run is over, so this takes the state that is at hand; `state` of a running future would be an API call.
         future.wait()
     except BaseException as error:  # noqa: BLE001 - a base exception in a child must not end the thread that settles it
-        return type(error).__name__
-    return future.state.name or "without a name"
+        return _told(error, run)
+    return _told(future.state, run)
+
+
+def _told(end: State[Any] | BaseException, run: Workload) -> str:
+    """How a run ended; and why, where its processor was not called and can't have told."""
+    if isinstance(end, BaseException):
+        name, why = type(end).__name__, str(end)
+    else:
+        name, why = end.name or "without a name", end.message
+    return name if run.has_begun or not why else f"{name} ({redacted(why, MESSAGE_LENGTH)})"

@@ -27,6 +27,7 @@ from prefect_claim_dispatch.dispatching.guard import arguments_for, decoded
 from prefect_claim_dispatch.dispatching.locating import database_url
 from prefect_claim_dispatch.dispatching.occupying import limited, limited_async
 from prefect_claim_dispatch.dispatching.runs import call, call_async, named, run_id
+from prefect_claim_dispatch.dispatching.shield import shielded
 from prefect_claim_dispatch.dispatching.telling import AttemptFailedError, Told, told, told_of
 from prefect_claim_dispatch.dispatching.tracebacks import shorten
 from prefect_claim_dispatch.dispatching.tracebacks import told as told_error
@@ -142,7 +143,8 @@ class _Visit:
         if self._work is None:
             return self._nothing()
         try:
-            return self._told(call(self._work))
+            with shielded():
+                return self._told(call(self._work))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
             failure = self._failure(error)
         # Neither from the error nor beside it: those who pickle exceptions may take along what these came from.
@@ -153,7 +155,8 @@ class _Visit:
         if self._work is None:
             return self._nothing()
         try:
-            return self._told(await call_async(self._work))
+            with shielded():
+                return self._told(await call_async(self._work))
         except Exception as error:  # noqa: BLE001 - as above
             failure = self._failure(error)
         raise failure

@@ -203,8 +203,13 @@ class Drain:
         settlement = settlement_at_all(outcome, raw, policy)
         buried: dict[int, Settlement] = {}
         settled = settling.settle(self._executor(), self._table, [settlement], buried=buried)
-        if raw.id in settled or raw.lease.settled:
-            self._tally.settled([(raw.type, buried.get(raw.id, settlement))])
+        settlement = buried.get(raw.id, settlement)
+        if raw.id not in settled and raw.lease.settled:
+            ended = settling.ended(self._executor(), self._table, [(raw.id, raw.claim_count)])
+            settled.update(ended)
+            settlement = ended[raw.id].instead_of(settlement) if ended else settlement
+        if raw.id in settled:
+            self._tally.settled([(raw.type, settlement)])
         else:
             raw.lease.lost = True
             self._tally.add("lost_leases")

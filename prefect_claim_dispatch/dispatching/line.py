@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from prefect_claim_dispatch.actions import Action
 from prefect_claim_dispatch.claiming import RawAction
@@ -14,13 +14,14 @@ from prefect_claim_dispatch.dispatching.grouping import Grouping
 from prefect_claim_dispatch.dispatching.guard import Verdict, admitted, may_take_long, opened
 from prefect_claim_dispatch.dispatching.guard_runs import GuardRun
 from prefect_claim_dispatch.dispatching.options import LoopOptions
+from prefect_claim_dispatch.dispatching.own_run import OwnRun
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.slots import POLL, Slots, Taker
 from prefect_claim_dispatch.dispatching.suspects import Group, Trials
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.keeping import Keeper
-from prefect_claim_dispatch.outcomes import Failed, Outcome, Released
+from prefect_claim_dispatch.outcomes import Failed, Outcome, Released, redacted
 from prefect_claim_dispatch.policies import settlement_at_all
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.reports import Tally
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 GuardPass = tuple[Action, dict[str, Any]]
 """An action that may be dispatched, and its processor's arguments."""
+
+MESSAGE_LENGTH: Final = 200
+"""Characters of an error that kept a run from starting."""
 
 
 class Line:
@@ -50,6 +54,7 @@ class Line:
         *,
         options: LoopOptions,
         api: ApiWatch | None,
+        own_run: OwnRun | None = None,
     ) -> None:
         self._routing = routing
         self._grouping = grouping
@@ -59,6 +64,7 @@ class Line:
         self._tally = tally
         self._options = options
         self._api = api
+        self._own_run = own_run
         self._trials = Trials(options.trial_of, routing.is_isolated)
         self._waiting: list[Group] = []
         self._guards: dict[GuardRun[GuardPass], Group] = {}
@@ -79,6 +85,11 @@ class Line:
         return self._trials.is_alone(self._running)
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing may begin any more: the claim flow's run was suspended, cancelled or deleted."""
+        return self._own_run is not None and self._own_run.is_over
+
+    @property
     def pause(self) -> float:
         """Seconds after which to look again, though no slot was freed."""
         return min(POLL, self._trials.seconds_left) if self._waiting else POLL
@@ -95,10 +106,11 @@ class Line:
     def begin(self) -> None:
         """Start all that may begin, each as soon as there is a slot; suspects may have to stay in the line."""
         self.go_on()
-        while chosen := self._trials.chosen(self._waiting, max(1, self._slots.left), self._running):
-            self._slots.wait_for_one()
-            if self.go_on():
-                continue  # they have waited for longer, and may have taken the slot
+        while not self.is_over and (
+            chosen := self._trials.chosen(self._waiting, max(1, self._slots.left), self._running)
+        ):
+            if not self._slots.wait_for_one(POLL) or self.go_on():
+                continue  # what the guard is done with has waited for longer, and may have taken the slot
             if not self._allow(chosen):
                 return  # the database is away, or slow: the next round finds out
             for group in chosen:
@@ -113,12 +125,19 @@ class Line:
         return len(over)
 
     def finish(self) -> None:
-        """Start all there is, each when it may begin, and wait until all has ended."""
-        while self._waiting or self._guards:
+        """Start all there is, each when it may begin, and wait until all has ended. Once it may not, give it back."""
+        while (self._waiting or self._guards) and not self.is_over:
             ended = self._slots.ended
             self.begin()
-            if self._waiting or self._guards:
+            if (self._waiting or self._guards) and not self.is_over:
                 self._slots.wait_for_more_ended(ended, self.pause)
+        is_released = False
+        while not is_released:
+            if self.is_over:
+                self.release()
+                is_released = True
+            elif self._slots.wait_for_none(POLL):
+                return
         self._slots.wait_for_none()
 
     def release(self) -> None:
@@ -174,7 +193,12 @@ class Line:
         run = works[0] if works[0].processor.rows_per_run is None else Batch(works)
         self._slots.take(run)
         self._trials.begun(run, group[0])
-        self._dispatcher.submit(run, self._done)
+        try:
+            self._dispatcher.submit(run, self._done)
+        except Exception as error:
+            logger.exception("%s: its run could not be started", run.reference.name)
+            self._done(run, f"{type(error).__name__} ({redacted(str(error), MESSAGE_LENGTH)})")
+            return
         self._grouping.started()
         self._tally.add("runs")
         self._tally.add("dispatched", len(works))
@@ -210,16 +234,25 @@ class Line:
             self._slots.free(run)
 
     def _conclude(self, run: Workload, ended: str) -> None:
-        if not run.has_begun and self._api is not None and self._api.is_away():
-            # Prefect asks its API before it calls a task in a new thread: that is no failure of these actions'.
-            for work in run.works:
-                work.withdraw()
+        reason = "" if run.has_begun else self._not_begun(run, ended)
         run.conclude(ended)
         for work in run.works:
             if not work.has_begun:
                 # It never began, since its lease could not be relied on any more, or the run ended before its turn:
                 # give it back, if it is still ours to give.
-                self._settle(work, Released())
+                self._settle(work, Released(reason))
+
+    def _not_begun(self, run: Workload, ended: str) -> str:
+        """Why nothing of *run* was begun, where the next run would end so, too; empty where it would not."""
+        if not any(work.is_waiting for work in run.works):
+            return ""
+        # Prefect asks its API before it calls a task in a new thread. Nothing is claimed while it is away.
+        if self._api is not None and self._api.is_away():
+            return ""
+        if self._own_run is not None and self._own_run.look():
+            return ""
+        logger.error("%s: its run ended %s before the processor was called; put off", run.reference.name, ended)
+        return f"the run ended {ended} before the processor was called"
 
 
 def _passed(action: Action | Outcome, processor: Processor) -> Verdict:

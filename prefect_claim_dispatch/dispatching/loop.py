@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime
 
 from sqlalchemy import Engine, Table
 
@@ -19,6 +20,7 @@ from prefect_claim_dispatch.dispatching.grouping import Grouping, Part
 from prefect_claim_dispatch.dispatching.limits import Limits
 from prefect_claim_dispatch.dispatching.line import Line
 from prefect_claim_dispatch.dispatching.options import LoopOptions
+from prefect_claim_dispatch.dispatching.own_run import OwnRun
 from prefect_claim_dispatch.dispatching.reaching import ApiWatch
 from prefect_claim_dispatch.dispatching.ripening import Ripening
 from prefect_claim_dispatch.dispatching.routing import Routing
@@ -54,6 +56,7 @@ class ClaimLoop:
         before_first_claim: Callable[[], None] | None = None,
         api: ApiWatch | None = None,
         elsewhere: Elsewhere | None = None,
+        own_run: OwnRun | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
@@ -65,9 +68,11 @@ class ClaimLoop:
         self._before_first_claim = before_first_claim
         self._api = api
         self._elsewhere = elsewhere
+        self._own_run = own_run
         self._survey: Survey | None = None
         self._stranded: tuple[Lane, ...] = ()
         self._contended = 0
+        self._unheard_since: datetime | None = None
         self._turns = Turns()
         self._flood = Flood()
         self._limits = Limits(routing, lambda: limiting.running(engine, table), self._settle_ended)
@@ -77,11 +82,13 @@ class ClaimLoop:
         keeper.tell = self._slots.fail
         self._ripening = Ripening(routing, self._count_due, slots=options.concurrency)
         self._grouping = Grouping(routing, options, self._ripening.at_most)
-        self._line = Line(routing, self._grouping, self._slots, dispatcher, keeper, tally, options=options, api=api)
+        parts = routing, self._grouping, self._slots, dispatcher, keeper, tally
+        self._line = Line(*parts, options=options, api=api, own_run=own_run)
 
     def run(self) -> None:
         """Work until nothing is due (or, without `drain`, for one claim), then wait for what was started.
 
+        Once the flow's own run is stopped in Prefect, nothing more is claimed, and what has not begun is given back.
         A database or a Prefect API that goes away meanwhile is borne with, and nothing is claimed until it is back.
 
         Raises:
@@ -106,6 +113,8 @@ class ClaimLoop:
 
     def _goes_on(self, stay_until: float) -> bool:
         """One round; whether there is to be another."""
+        if self._line.is_over:
+            return False
         try:
             goes_on = self._round(stay_until)
         except (DatabaseError, PrefectUnavailableError) as error:
@@ -129,6 +138,7 @@ class ClaimLoop:
         """Survey, rescue, claim, and wait as long as there is nothing else to do; whether there is more to do."""
         self._slots.heed()
         self._keeper.check()
+        self._release_unheard()
         self._line.go_on()
         outstanding, ended = len(self._slots) or len(self._line), self._slots.ended
         # What failed may be due again at once; there is no end before the verdicts are in the table.
@@ -205,6 +215,8 @@ class ClaimLoop:
         out.
         """
         self._line.release()
+        with suppress(DatabaseError):
+            self._release_unheard()
         self._keeper.flush(timeout=5.0)
         is_done = self._slots.wait_for_none_begun(self._options.grace.total_seconds())
         return is_done and self._keeper.flush(timeout=5.0)
@@ -243,23 +255,45 @@ class ClaimLoop:
         return claimed if has_room or not lanes else None
 
     def _claim_part(self, part: Part, room: int, *, may_begin: bool) -> int:
-        claimed = claiming.claim(
-            self._engine,
-            self._table,
-            part.lanes,
-            limit=room,
-            lease=self._options.lease,
-            claimed_by=self._options.claimed_by,
-            until=self._options.until,
-            may_begin=may_begin,
-            kept_waiting=self._line.kept_waiting if may_begin else None,
-            max_running=part.size.max_running,
-        )
+        try:
+            claimed = claiming.claim(
+                self._engine,
+                self._table,
+                part.lanes,
+                limit=room,
+                lease=self._options.lease,
+                claimed_by=self._options.claimed_by,
+                until=self._options.until,
+                may_begin=may_begin,
+                kept_waiting=self._line.kept_waiting if may_begin else None,
+                max_running=part.size.max_running,
+            )
+        except DatabaseError:
+            # Perhaps it was made, and the answer to its COMMIT was lost.
+            self._unheard_since = self._unheard_since or (self._survey and self._survey.now)
+            raise
         self._turns.serve(claimed)
         self._flood.claimed(len(claimed), of=room)
         self._tally.add("claimed", len(claimed))
         self._line.add(claimed)
         return len(claimed)
+
+    def _release_unheard(self) -> None:
+        """Give back what was claimed here without our hearing of it, as soon as the table can be asked."""
+        if self._unheard_since is None:
+            return
+        # Of another process under the same name, it can't be told what it holds.
+        if self._own_run is None or self._own_run.is_alone():
+            released = rescuing.release_unheard(
+                self._engine,
+                self._table,
+                claimed_by=self._options.claimed_by,
+                since=self._unheard_since,
+                is_held=self._keeper.holds,
+            )
+            self._tally.add("claimed", len(released))
+            self._tally.add("released", len(released))
+        self._unheard_since = None
 
     def _check_once(self) -> None:
         # Not at the start: an idle tick is one statement.
@@ -312,6 +346,8 @@ class ClaimLoop:
         return max(SHORTEST_PAUSE, min(next_due, self._ripening.seconds_left, POLL))
 
     def _finish(self) -> None:
+        with suppress(DatabaseError):
+            self._release_unheard()
         self._line.finish()
         while self._elsewhere is not None and self._elsewhere.is_asking:
             self._slots.rest(UNSETTLED_PAUSE)

@@ -34,14 +34,13 @@ from prefect_claim_dispatch.dispatching.telling import Told, heard, is_settled_i
 from prefect_claim_dispatch.dispatching.work import Work
 from prefect_claim_dispatch.errors import ConfigurationError, DatabaseError, RegistrationError
 from prefect_claim_dispatch.fences import Key
-from prefect_claim_dispatch.outcomes import Crashed, Failed, Outcome, Snooze, redacted
+from prefect_claim_dispatch.outcomes import Crashed, Failed, Outcome, Released, redacted
 from prefect_claim_dispatch.registrations import Processor
 from prefect_claim_dispatch.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 TIMED_OUT: Final = "TimedOut"
-LATER: Final = timedelta(seconds=10)
 
 OnDone = Callable[[Workload, str], None]
 
@@ -184,8 +183,12 @@ class RunnerDispatcher:
         """Submit the processor's task to the task runner, with the references of *work*."""
         handed = Handed(work, self._engine, self._table, self._lease)
         reference = RunReference(name=work.reference.name, keys=handed.keys)
-        with self._as_sent():
-            future = self._pool.submit(self._desk.task_for(work.processor), {"action": reference})
+        try:
+            with self._as_sent():
+                future = self._pool.submit(self._desk.task_for(work.processor), {"action": reference})
+        except Exception as error:
+            self._pool.note(error)
+            raise
         self._futures.add(future)
         context = contextvars.copy_context()
         future.add_done_callback(lambda done: context.run(self._over, done, handed, on_done))
@@ -258,10 +261,10 @@ class Handed:
         one.come_back(run_id, outcome)
 
     def _put_off(self, one: Work, end: State[Any] | BaseException) -> None:
-        # Not given back: what the runner can't do now, it would be asked to do again at once, and again.
+        # Not due at once: what the runner can't do now, it would be asked to do again at once, and again.
         reason = redacted(f"{type(end).__name__}: {end}", 300)
-        logger.error("%s: the task runner could not begin it (%s); again in %s", one.reference.name, reason, LATER)
-        one.put_off(Snooze(LATER, reason))
+        logger.error("%s: the task runner could not begin it (%s); put off", one.reference.name, reason)
+        one.put_off(Released(f"the task runner could not begin it ({reason})"))
 
     def _take_back(self, key: Key) -> bool:
         """Whether the row *key* has not begun, and can't any more; asked for all rows of the run at once."""

@@ -77,9 +77,9 @@ class Slots:
             self._ended += 1
             self._freed.notify_all()
 
-    def wait_for_one(self) -> None:
-        """Until another run may start."""
-        self._wait(lambda: len(self._taken) < self._number)
+    def wait_for_one(self, within: float = math.inf) -> bool:
+        """Until another run may start, *within* seconds at most; whether it may."""
+        return self._wait(lambda: len(self._taken) < self._number, within)
 
     def wait_for_more_ended(self, ended: int, within: float = POLL) -> None:
         """Until more than *ended* have, or *within* seconds: a row may have become due meanwhile, with slots free."""
@@ -89,9 +89,9 @@ class Slots:
         """As `wait_for_more_ended`, or until something was published, if there is a slot for it."""
         self._wait(lambda: self._ended > ended or (self._is_woken and len(self._taken) < self._number), within)
 
-    def wait_for_none(self) -> None:
-        """Until all have ended."""
-        self._wait(lambda: not self._taken)
+    def wait_for_none(self, within: float = math.inf) -> bool:
+        """Until all have ended, *within* seconds at most; whether they have."""
+        return self._wait(lambda: not self._taken, within)
 
     def wait_for_none_begun(self, within: float) -> bool:
         """Until nothing that was begun goes on, *within* seconds at most; whether that is so."""

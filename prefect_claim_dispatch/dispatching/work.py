@@ -17,7 +17,7 @@ from prefect_claim_dispatch.dispatching.calling import called, called_async
 from prefect_claim_dispatch.dispatching.isolation import call
 from prefect_claim_dispatch.dispatching.returns import NOTHING, Returned, RunFailedError, is_stopped
 from prefect_claim_dispatch.fences import Key
-from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
+from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Released, Snooze
 from prefect_claim_dispatch.registrations import Processor
 
 
@@ -88,6 +88,11 @@ class Work:
         return self._phase is Phase.RUNNING
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the processor was not called, and may still be."""
+        return self._phase is Phase.WAITING
+
+    @property
     def is_wanted(self) -> bool:
         """Whether it is still to be done here: not given back, and its lease holds."""
         return self._phase is not Phase.WITHDRAWN and self.action.lease_holds
@@ -124,10 +129,10 @@ class Work:
             self._on_begin(self, run_id)
             self._decide(outcome)
 
-    def put_off(self, snooze: Snooze) -> None:
+    def put_off(self, released: Released) -> None:
         """Have it done later, after it was withdrawn; without effect if it has an outcome."""
         if self.outcome is None:
-            self._decide(snooze)
+            self._decide(released)
 
     def _is_taken_back(self) -> bool:
         return self._take_back is not None and self.outcome is None and self._take_back(self.reference.key)
@@ -219,11 +224,11 @@ class Work:
                 return returned.value if is_kept else returned.for_prefect
 
     def conclude(self, ended: str) -> None:
-        """Settle the outcome when the Prefect run is over: without one, the attempt failed.
+        """Settle the outcome when the Prefect run is over: without one, the attempt failed, if it was one.
 
-        *ended* says how the run ended.
+        *ended* says how the run ended. What was never called is withdrawn, and costs no attempt.
         """
-        if self.outcome is not None or self._phase is Phase.WITHDRAWN:
+        if self.outcome is not None or self.withdraw():
             return
         if self.error is not None:
             self._decide(Failed.from_exception(self.error))

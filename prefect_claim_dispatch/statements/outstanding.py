@@ -110,16 +110,17 @@ def follow(table: Table, dialect: str) -> UpdateBase:
 
 
 @cache
-def take(table: Table, dialect: str) -> UpdateBase:
+def take(table: Table, dialect: str, *, again: bool = False) -> UpdateBase:
     """Make the bound run the holder of the bound claim, and return its row; none where it is not that run's any more.
 
-    By the primary key. A copy of the run, started by hand with the same reference, is another run. Which Prefect server
-    has it stays with the row.
+    By the primary key. A copy of the run, started by hand with the same reference, is another run. Unless *again*, none
+    either where the run holds it already and its lease lives: another process of the same run may be at work. Which
+    Prefect server has it stays with the row.
     """
     rows = parameter_rows(dialect, "taken", **FENCE_TYPES, run_id=Text(), lease_seconds=Float())
     c, mine = table.c, rows.c.run_id
     holder = literal_column(f"'{ELSEWHERE}'", Text).concat(mine).concat(_server(c.claimed_by))
-    return (
+    statement = (
         update(table)
         .where(fence(table, rows), or_(c.run_id.is_(None), mine.is_(None), c.run_id == mine))
         .values(
@@ -131,6 +132,10 @@ def take(table: Table, dialect: str) -> UpdateBase:
         .returning(*action_columns(table, dialect))
         .execution_options(**{NAME: "take"})
     )
+    if again:
+        return statement
+    is_held = func.substr(c.claimed_by, 1, func.length(holder)) == holder
+    return statement.where(or_(mine.is_(None), ~is_held, c.lease_expires_at < now()))
 
 
 def _server(claimed_by: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -14,11 +14,11 @@ from prefect_claim_dispatch.statements import NAME
 
 @cache
 def recognise(table: Table, dialect: str) -> Select[Any]:
-    """The bound ids whose rows are not under the bound claim any more, with their errors. By the primary key."""
+    """The bound ids whose rows are not under the bound claim any more, and what became of them. By the primary key."""
     rows = parameter_rows(dialect, "sent", id=BigInteger(), claim_count=BigInteger())
     c = table.c
     return (
-        select(c.id, rows.c.claim_count, raw_json(c.errors, dialect).label("errors"))
+        select(c.id, rows.c.claim_count, c.status, c.fail_count, raw_json(c.errors, dialect).label("errors"))
         .where(
             c.id == rows.c.id,
             (unindexed(c.status) != ActionStatus.CLAIMED.value) | (c.claim_count != rows.c.claim_count),

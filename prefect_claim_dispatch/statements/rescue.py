@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Integer, Select, Table, bindparam, literal_column, select
+from sqlalchemy import ColumnElement, FromClause, Integer, Select, Table, Text, bindparam, literal_column, or_, select
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.dialects import LAST_INSTANT, Instant, now, skip_locked, unseen
@@ -44,3 +44,24 @@ def _claims(table: Table, dialect: str, is_over: ColumnElement[bool]) -> Select[
         .limit(unseen(bindparam("limit", type_=Integer), dialect))
     )
     return skip_locked(query, dialect)
+
+
+@cache
+def unheard(table: Table, dialect: str) -> Select[Any]:
+    """The claims of the bound holder, from the bound instant on, whose work no run is known to do; locked.
+
+    By ``ix_*_leases``, through all that is claimed now. `run_id` is the holder until the run that does the work has
+    written itself down.
+    """
+    c = table.c
+    query = (
+        select(*action_columns(table, dialect))
+        .where(
+            status_is(c.status, ActionStatus.CLAIMED),
+            c.claimed_by == bindparam("claimed_by", type_=Text),
+            c.claimed_at >= bindparam("since", type_=Instant()),
+            or_(c.run_id.is_(None), c.run_id == c.claimed_by),
+        )
+        .order_by(c.lease_expires_at, c.id)
+    )
+    return skip_locked(query, dialect).execution_options(**{NAME: "unheard"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +14,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from prefect_claim_dispatch import Cancel, Snooze, claimed_action, deployment_processor, engines, operations
+from prefect_claim_dispatch import claimed as claimed_module
 from prefect_claim_dispatch.errors import ClaimLostError, ConfigurationError, LostLeaseError
 from prefect_claim_dispatch.outcomes import Released
 from prefect_claim_dispatch.processors import Registry
@@ -19,7 +22,7 @@ from prefect_claim_dispatch.rows import ActionRow
 from prefect_claim_dispatch.settling import settle
 from tests.kit.deploying import Deployed, look
 from tests.kit.prefect_server import PrefectServer
-from tests.kit.tables import TABLE, add, change, claim_due, row, seconds_from_now, verdicts
+from tests.kit.tables import TABLE, add, change, claim_due, expire_leases, row, seconds_from_now, verdicts
 from tests.kit.waiting import wait_until
 
 TYPE = "video.encode"
@@ -161,6 +164,98 @@ def test_last_retry_of_prefect_settles_the_failure(engine: Engine, run_of: Any) 
     after = run_of(encode)
 
     assert (after.status, after.fail_count) == ("pending", 1)
+
+
+class Twice:
+    """One flow run that Prefect starts twice, in two threads here, as two pods or two workers would."""
+
+    def __init__(self, engine: Engine, deployed: Deployed) -> None:
+        self.registry = Registry()
+        deployment_processor(TYPE, deployment=deployed.name, registry=self.registry, backoff=timedelta(hours=1))
+        self.id = add(engine, TYPE)
+        look(engine, self.registry)
+        self.run_id = operations.get(engine, self.id).run_id
+        self.first_may_go_on, self.began = threading.Event(), list[str]()
+        self.errors: list[BaseException] = []
+        self._deployed = deployed
+        self._threads: list[threading.Thread] = []
+
+        @flow
+        def encode(action: dict[str, Any]) -> None:
+            with claimed_action(action, bind=engine, lease=timedelta(seconds=30)):
+                self.began.append(threading.current_thread().name)
+                if self.began == ["first"]:
+                    assert self.first_may_go_on.wait(60)
+
+        self._flow = encode
+
+    def start(self, name: str) -> None:
+        """Once more, in a thread called *name*."""
+        run = contextvars.copy_context().run
+        self._threads.append(threading.Thread(target=run, args=(self._execute,), name=name, daemon=True))
+        self._threads[-1].start()
+
+    def end(self) -> None:
+        self.first_may_go_on.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), thread
+
+    def _execute(self) -> None:
+        try:
+            self._deployed.execute(self._flow, self.run_id)
+        except BaseException as error:
+            self.errors.append(error)
+
+
+@pytest.fixture
+def twice(engine: Engine, deployed: Deployed) -> Iterator[Twice]:
+    twice = Twice(engine, deployed)
+    twice.start("first")
+    wait_until(lambda: twice.began == ["first"], description="the first process has begun", timeout=30)
+    yield twice
+    twice.end()
+
+
+def test_second_process_of_one_run_waits_and_finds_nothing_to_do(
+    engine: Engine, twice: Twice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both would do the work at once, under one lease, and neither would know."""
+    twice.start("second")
+    wait_until(lambda: "another process of this flow run" in caplog.text, description="the second waits", timeout=30)
+    assert twice.began == ["first"]
+
+    twice.end()
+
+    assert twice.began == ["first"]
+    after = operations.get(engine, twice.id)
+    assert (after.status, after.fail_count, after.claim_count) == ("processed", 0, 1)
+
+
+def test_second_process_of_one_run_goes_on_when_the_first_has_lost_its_lease(
+    engine: Engine, twice: Twice, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod that was lost is started anew under the same run; its claim is not lost with it."""
+    monkeypatch.setattr(claimed_module, "LOOK_EVERY", 0.05)
+    twice.start("second")
+    wait_until(lambda: "another process of this flow run" in caplog.text, description="the second waits", timeout=30)
+
+    expire_leases(engine, twice.id)
+
+    wait_until(lambda: twice.began == ["first", "second"], description="the second has begun", timeout=30)
+
+
+def test_next_try_of_prefects_in_another_process_takes_the_claim_at_once(
+    engine: Engine, deployed: Deployed, twice: Twice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run crashed, as far as Prefect knows, and it is retried: that is its next try, no second beside it."""
+    deployed.set_state(twice.run_id, "CRASHED")
+    deployed.set_state(twice.run_id, "SCHEDULED", "AwaitingRetry")
+
+    twice.start("second")
+
+    wait_until(lambda: twice.began == ["first", "second"], description="the second has begun", timeout=30)
+    assert "another process" not in caplog.text
 
 
 def claimed_here(engine: Engine) -> dict[str, Any]:

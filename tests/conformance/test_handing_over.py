@@ -130,7 +130,7 @@ def test_begun_and_not_told_of_costs_an_attempt(scene: Scene, end: Any, outcome:
     ids=str,
 )
 def test_what_the_runner_could_not_begin_costs_nothing(scene: Scene, end: Any, *, is_put_off: bool) -> None:
-    """Put off by seconds: given back, it would be claimed at once and fail in the same way, for ever.
+    """Put off: due at once, it would be claimed and fail in the same way, for ever.
 
     Of a pool that broke, and is made anew, it is given back, which is for the loop to do.
     """
@@ -140,7 +140,7 @@ def test_what_the_runner_could_not_begin_costs_nothing(scene: Scene, end: Any, *
 
     (work,) = scene.works
     assert not work.has_begun
-    assert [type(outcome) for outcome in scene.outcomes.values()] == ([Snooze] if is_put_off else [])
+    assert [type(outcome) for outcome in scene.outcomes.values()] == ([Released] if is_put_off else [])
 
 
 def test_row_whose_lease_is_over_is_not_handed_over(scene: Scene) -> None:

@@ -16,7 +16,7 @@ from prefect_claim_dispatch import engines
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.keeping import BATCH, Keeper
-from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed
+from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Snooze
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle, settle_action
@@ -341,6 +341,43 @@ def test_verdict_written_by_the_processor_is_no_lost_lease(engine: Engine, keepe
     wait_until(lambda: tally.report().processed == 1, description="the verdict is counted", timeout=5)
     assert tally.report().lost_leases == 0
     assert columns(engine, raw.id) == before
+
+
+def test_verdict_that_the_processor_wrote_is_counted_as_the_table_has_it(
+    engine: Engine, keeper: Keeper, tally: Tally
+) -> None:
+    """Snoozed in its own transaction, and left normally: the report says snoozed, as the row does."""
+    snoozed, cancelled, failed = held(engine, keeper, 3)
+    with engine.begin() as connection:
+        settle_action(connection, snoozed.action(), Snooze(timedelta(hours=1)))
+        settle_action(connection, cancelled.action(), Cancel("not wanted"))
+        settle_action(connection, failed.action(), Failed(error_type="E", message="m"))
+
+    settle_all(keeper, [snoozed, cancelled, failed], Processed())
+    assert keeper.flush(10)
+
+    report = tally.report()
+    assert (report.processed, report.snoozed, report.cancelled, report.retrying) == (0, 1, 1, 1)
+    assert report.lost_leases == 0
+
+
+def test_verdict_that_was_rolled_back_is_not_counted_as_written(engine: Engine, keeper: Keeper, tally: Tally) -> None:
+    """The error was swallowed: what the processor returned counts then, and if the claim is lost, nothing does."""
+    kept, lost = held(engine, keeper, 2)
+    for raw in (kept, lost):
+        with engine.connect() as connection:
+            settle_action(connection, raw.action())
+            connection.rollback()
+    expire_leases(engine, lost.id)
+    rescue(engine, TABLE, lambda _: None, limit=10)
+
+    settle_all(keeper, [kept, lost], Processed())
+    assert keeper.flush(10)
+
+    assert [row(engine, raw.id).status for raw in (kept, lost)] == ["processed", "pending"]
+    report = tally.report()
+    assert (report.processed, report.lost_leases) == (1, 1)
+    assert lost.lease.lost
 
 
 # Renewal

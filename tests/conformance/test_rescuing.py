@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from prefect_claim_dispatch import claiming, engines
 from prefect_claim_dispatch.outcomes import Failed, Processed
 from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.rescuing import release_unheard, rescue
 from prefect_claim_dispatch.settling import settle
 from tests.kit.tables import (
     LEASE,
@@ -305,3 +305,31 @@ def test_renewed_claim_is_not_rescued(engine: Engine) -> None:
     claiming.renew(engine, TABLE, [(id_, raw.claim_count)], lease=LEASE)
 
     assert rescue(engine, TABLE, policy_of, limit=10) == []
+
+
+# Claims whose COMMIT was not answered
+
+
+def test_claim_that_its_claimant_has_not_heard_of_is_released_at_no_attempt(engine: Engine) -> None:
+    """Of what was claimed under its name since then, only what nobody holds and no run has begun."""
+    old, unheard, held, begun, others, ended = add_many(engine, [{} for _ in range(6)])
+    raws = {raw.id: raw for raw in claim_due(engine, claimed_by="me")}
+    before = row(engine, unheard).claimed_at
+    change(engine, old, claimed_at=seconds_from_now(-3600))
+    change(engine, others, claimed_by="another", run_id="another")
+    claiming.begin(engine, TABLE, [(begun, raws[begun].claim_count, "run-1")])
+    settle(engine, TABLE, verdicts(Processed(), [raws[ended]]))
+
+    settlements = release_unheard(
+        engine, TABLE, claimed_by="me", since=before, is_held=lambda key: key == (held, raws[held].claim_count)
+    )
+
+    assert [settlement.id for settlement in settlements] == [unheard]
+    after = row(engine, unheard)
+    assert (after.status, after.fail_count, after.errors, after.end_at) == ("pending", 0, [], raws_end(raws[unheard]))
+    assert [row(engine, id_).status for id_ in (old, held, begun, others)] == ["claimed"] * 4
+
+
+def raws_end(raw: claiming.RawAction) -> object:
+    """When it was due."""
+    return raw.action().end_at

@@ -43,10 +43,11 @@ from prefect_claim_dispatch.errors import (
 )
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.reports import DispatchReport
+from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.settling import settle_action
 from tests.kit.logged import functions_in
-from tests.kit.tables import TABLE, add, change, claim_due, row, seconds_from_now
+from tests.kit.tables import TABLE, add, change, claim_due, expire_leases, row, seconds_from_now
 
 AT_ONCE = timedelta(0)
 MINUTE = timedelta(minutes=1)
@@ -678,6 +679,26 @@ class TestDrain:
         report = testing.drain(engine, registry_with(a=settle))
 
         assert (report.processed, report.lost_leases) == (1, 0)
+
+    def test_processor_that_settles_for_itself_is_counted_as_the_table_has_it(self, engine: Engine) -> None:
+        """Whatever it returned; and what was rolled back, with its error swallowed, is no settlement."""
+        publish(engine, "a")
+        publish(engine, "b")
+
+        def snooze(action: Action) -> None:
+            with engine.begin() as own:
+                settle_action(own, action, Snooze(timedelta(hours=1)))
+
+        def give_up(action: Action) -> None:
+            with engine.connect() as own:
+                settle_action(own, action)
+                own.rollback()
+            expire_leases(engine, action.id)
+            rescue(engine, TABLE, lambda _: None, limit=1)
+
+        report = testing.drain(engine, registry_with(a=snooze, b=give_up))
+
+        assert (report.snoozed, report.processed, report.lost_leases) == (1, 0, 1)
 
     def test_claim_that_ended_before_it_began_is_given_back(self, engine: Engine) -> None:
         """Work does not begin on a lease that may be over: not even in a test."""

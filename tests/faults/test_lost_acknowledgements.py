@@ -8,22 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
-from prefect_claim_dispatch import engines, publish
+from prefect_claim_dispatch import Action, engines, processor, publish
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.errors import DatabaseUnavailableError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.outcomes import Cancel, Failed, Outcome, Processed, Released, Snooze
 from prefect_claim_dispatch.policies import RetryPolicy, settlement_for
+from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.reports import Tally
 from prefect_claim_dispatch.rescuing import rescue
 from prefect_claim_dispatch.settling import settle
+from prefect_claim_dispatch.statements import NAME
 from tests.kit import postgres
 from tests.kit.auditor import audit, report
 from tests.kit.ledger import Ledger, PublishLog
+from tests.kit.looping import ThreadDispatcher, run_loop
 from tests.kit.proxy import COMMIT, Mode, Proxy
 from tests.kit.tables import (
     LEASE,
@@ -144,6 +148,38 @@ def test_unheard_claim_is_rescued_and_never_runs_twice_at_once(
     process(far, ledger)
 
     assert row(engine, ids[0]).claim_count == 2
+    assert_all_promises_hold(engine, records)
+
+
+def test_claim_flow_gives_back_what_it_has_not_heard_of(
+    engine: Engine, far: Engine, proxy: Proxy, records: tuple[Ledger, PublishLog]
+) -> None:
+    """Never begun, so at no attempt; however often that happens, no row goes dead unexecuted."""
+    ledger, log = records
+    registry, cuts = Registry(), iter(range(3))
+    for _ in range(5):
+        log.published(log.asked("a"), publish(engine, "a"), "a")
+
+    @processor("a", registry=registry, max_attempts=2)
+    def work(action: Action) -> None:
+        with ledger.attempt(action):
+            pass
+
+    def cut(*sent: Any) -> None:
+        if sent[4].execution_options.get(NAME) == "claim" and next(cuts, None) is not None:
+            proxy.cut_after(COMMIT)
+
+    event.listen(far, "before_cursor_execute", cut)
+    dispatcher = ThreadDispatcher(4)
+    tally = run_loop(far, registry, dispatcher, lease=LEASE)
+    dispatcher.close()
+
+    report = tally.report()
+    assert proxy.lost_answers == 3
+    assert by_status(engine) == {"processed": 5}
+    assert {row(engine, id_).fail_count for id_ in range(1, 6)} == {0}
+    assert (report.processed, report.failed, report.rescued, report.lost_leases) == (5, 0, 0, 0)
+    assert report.claimed == report.processed + report.released > 5
     assert_all_promises_hold(engine, records)
 
 

@@ -16,7 +16,7 @@ from prefect_claim_dispatch.statements.ordering import heads
 from prefect_claim_dispatch.statements.outstanding import follow, held, outstanding, take
 from prefect_claim_dispatch.statements.recognise import recognise
 from prefect_claim_dispatch.statements.renew import renew
-from prefect_claim_dispatch.statements.rescue import expired
+from prefect_claim_dispatch.statements.rescue import expired, unheard
 from prefect_claim_dispatch.statements.settle import settle
 from prefect_claim_dispatch.statements.survey import count_due, survey
 from tests.kit.tables import TABLE
@@ -148,6 +148,13 @@ def test_rescue_reads_the_oldest_leases(engine: Engine) -> None:
     plan = plan_of(engine, expired(TABLE, "sqlite"), {"limit": 10})
 
     assert plan == ["SEARCH action_logs USING INDEX ix_action_logs_leases (lease_expires_at<?)"]
+
+
+def test_claims_that_were_not_heard_of_are_looked_for_among_the_claimed(engine: Engine) -> None:
+    """Seldom, and never through what is pending or done."""
+    plan = plan_of(engine, unheard(TABLE, "sqlite"), {"claimed_by": "me", "since": "2026-01-31 12:00:00"})
+
+    assert plan == ["SCAN action_logs USING INDEX ix_action_logs_leases"]
 
 
 @pytest.mark.parametrize("further", [False, True])

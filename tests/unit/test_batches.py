@@ -230,13 +230,14 @@ def test_withdrawn_rows_are_not_called() -> None:
     assert stages[0].batch.summary == "not started 1, processed 2"
 
 
-def test_run_that_never_began_fails_them_all() -> None:
-    """As without a batch: Prefect could not run it at all, and that is an attempt of each."""
+def test_run_that_never_began_costs_none_of_them_an_attempt() -> None:
+    """As without a batch: whatever kept Prefect from running it, no processor was called. They are to be given back."""
     stage = staged(failing())
 
     stage.batch.conclude("Crashed")
 
-    assert {type(outcome) for outcome in stage.outcomes} == {Failed}
+    assert {type(outcome) for outcome in stage.outcomes} == {type(None)}
+    assert not stage.batch.is_wanted
 
 
 def test_run_is_named_after_type_number_and_ids() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -23,7 +24,7 @@ from prefect_claim_dispatch.outcomes import (
     Snooze,
     Unprocessable,
 )
-from prefect_claim_dispatch.policies import KEPT_ERRORS, RetryPolicy, settlement_for
+from prefect_claim_dispatch.policies import KEPT_ERRORS, RetryPolicy, Settlement, settlement_for
 from prefect_claim_dispatch.settings import Settings
 
 
@@ -38,6 +39,7 @@ class Claim:
 
 
 POLICY = RetryPolicy(max_attempts=3, backoff=timedelta(seconds=10), backoff_max=timedelta(hours=1))
+PATIENT = replace(POLICY, max_attempts=100)
 FRESH, LAST = Claim(fail_count=0), Claim(fail_count=2)
 FAILED = Failed(error_type="ValueError", message="no such user")
 UNPROCESSABLE = Unprocessable(error_type="ValidationError", message="email: field required")
@@ -51,6 +53,8 @@ OUTCOMES: list[Outcome] = [
     SNOOZE,
     Cancel("not wanted"),
     Released(),
+    Snooze(timedelta(minutes=5), "the shop is closed"),
+    Released("no slot"),
 ]
 outcomes = st.sampled_from(OUTCOMES)
 claims = st.builds(
@@ -85,6 +89,8 @@ policies = st.builds(
         (Cancel("not wanted"), LAST, "cancelled", 2, "cancelled"),
         (Released(), FRESH, "pending", 0, None),
         (Released(), LAST, "pending", 2, None),
+        (Snooze(timedelta(minutes=5), "the shop is closed"), LAST, "pending", 2, "snoozed"),
+        (Released("no slot"), LAST, "pending", 2, "released"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Outcome) else None,
 )
@@ -125,7 +131,7 @@ def test_only_what_waits_gets_a_delay(outcome: Outcome) -> None:
     """
     settlement = settlement_for(outcome, FRESH, POLICY)
 
-    waits = isinstance(outcome, Failed | Crashed | Snooze)
+    waits = isinstance(outcome, Failed | Crashed | Snooze) or outcome == Released("no slot")
     assert (settlement.delay is not None) == waits
 
 
@@ -134,6 +140,55 @@ def test_snooze_waits_exactly_as_long_as_asked() -> None:
     settlement = settlement_for(SNOOZE, FRESH, POLICY)
 
     assert settlement.delay == timedelta(minutes=5)
+
+
+def kinds(settlement: Settlement) -> list[Any]:
+    return [error["kind"] for error in settlement.errors or ()]
+
+
+def test_reason_to_wait_is_one_entry_however_often_it_is_given() -> None:
+    """The person on call reads why the row waits, and since how many times; failures are not pushed out by it."""
+    claim = FRESH
+    for attempt in range(KEPT_ERRORS):
+        claim = replace(claim, fail_count=attempt, errors=settlement_for(FAILED, claim, PATIENT).errors)
+    for _ in range(3):
+        claim = replace(claim, errors=settlement_for(Snooze(timedelta(0), "shop closed"), claim, PATIENT).errors)
+
+    assert [error["kind"] for error in claim.errors] == ["failed"] * KEPT_ERRORS + ["snoozed"]
+    assert (claim.errors[-1]["message"], claim.errors[-1]["times"]) == ("shop closed", 3)
+    assert kinds(settlement_for(FAILED, claim, PATIENT)) == ["failed"] * KEPT_ERRORS, "and a failure takes its place"
+    assert kinds(settlement_for(Released("no slot"), claim, PATIENT))[-2:] == ["failed", "released"]
+
+
+def test_reason_is_redacted_and_cut() -> None:
+    """It is somebody's text, as an error's is."""
+    settlement = settlement_for(Snooze(timedelta(0), "password=hunter2 " + "x" * 5_000), FRESH, POLICY)
+
+    assert settlement.errors is not None
+    assert "hunter2" not in settlement.errors[0]["message"]
+    assert len(settlement.errors[0]["message"]) == MAX_ERROR_LENGTH
+
+
+def test_what_can_not_be_begun_waits_longer_each_time_and_for_minutes_at_most() -> None:
+    """A limit of 0 may stand for a day: a thousand rows that wait for it must be no load, and begin soon after it."""
+    claim, delays = FRESH, list[float]()
+    for _ in range(9):
+        settlement = settlement_for(Released("the run ended so"), claim, POLICY)
+        assert settlement.delay is not None
+        delays.append(settlement.delay.total_seconds())
+        claim = replace(claim, errors=settlement.errors)
+
+    assert 9 <= delays[0] <= 11
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(delays[:5]))
+    assert max(delays) <= 330
+
+
+@pytest.mark.parametrize("times", ["7", None, -3, 10**400, True])
+def test_note_that_was_written_behind_our_back_is_counted_anew(times: Any) -> None:
+    """`errors` is a column that anybody may write."""
+    claim = replace(FRESH, errors=({"kind": "released", "times": times},))
+
+    assert settlement_for(Released("no slot"), claim, POLICY).status == "pending"
 
 
 def test_single_attempt_dies_of_its_first_failure() -> None:
@@ -210,8 +265,8 @@ def test_verdict_is_bounded(outcome: Outcome, claim: Claim, policy: RetryPolicy)
     if settlement.fail_count > claim.fail_count and settlement.status is ActionStatus.PENDING:
         assert settlement.fail_count < policy.max_attempts
     if settlement.errors is not None:
-        assert len(settlement.errors) <= KEPT_ERRORS
-    if settlement.delay is not None and not isinstance(outcome, Snooze):
+        assert len(settlement.errors) <= KEPT_ERRORS + isinstance(outcome, Snooze | Released)
+    if settlement.delay is not None and not isinstance(outcome, Snooze | Released):
         assert timedelta(0) <= settlement.delay <= policy.backoff_max * 1.1 + timedelta(microseconds=1)
 
 

@@ -6,6 +6,7 @@
 -- json_extract_4 = '$[3]'
 -- param_1 = -1
 -- param_2 = 0
+-- substr_1 = 1
 UPDATE action_logs
 SET claimed_by=CASE WHEN (taken.run_id IS NULL)
 THEN action_logs.claimed_by
@@ -19,4 +20,5 @@ WHERE action_logs.id = taken.id
 AND action_logs.claim_count = taken.claim_count
 AND (action_logs.status || '') = 'claimed'
 AND (action_logs.run_id IS NULL OR taken.run_id IS NULL OR action_logs.run_id = taken.run_id)
+AND (taken.run_id IS NULL OR substr(action_logs.claimed_by, :substr_1, length('deployment:' || taken.run_id)) != ('deployment:' || taken.run_id) OR action_logs.lease_expires_at < strftime('%Y-%m-%d %H:%M:%f', 'now'))
 RETURNING id, type, coalesce(CAST(payload AS TEXT), :coalesce_1) AS payload, end_at AS end_at, created_at AS created_at, claim_count, fail_count, priority, idempotency_key, ordering_key, coalesce(CAST(errors AS TEXT), :coalesce_2) AS errors, claimed_by;
