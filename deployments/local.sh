@@ -9,7 +9,9 @@ CLAIM_DISPATCH_HOME=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 PREFECT_API_URL=http://127.0.0.1:$port/api
 PREFECT_SERVER_UI_API_URL=$PREFECT_API_URL
 PREFECT_SERVER_ANALYTICS_ENABLED=${PREFECT_SERVER_ANALYTICS_ENABLED:-false}
-export CLAIM_DISPATCH_HOME PREFECT_API_URL PREFECT_SERVER_UI_API_URL PREFECT_SERVER_ANALYTICS_ENABLED
+# Slots of concurrency limits outlive the server; in memory, its default, those of runs that die with it are never given back.
+PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=${PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE:-prefect.server.concurrency.lease_storage.filesystem}
+export CLAIM_DISPATCH_HOME PREFECT_API_URL PREFECT_SERVER_UI_API_URL PREFECT_SERVER_ANALYTICS_ENABLED PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE
 cd "$CLAIM_DISPATCH_HOME"
 # What `make` installed, unless an environment of yours is active.
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -d .venv ]; then PATH=$CLAIM_DISPATCH_HOME/.venv/bin:$PATH; fi
@@ -53,7 +55,7 @@ prefect work-pool create claims --type process --overwrite
 prefect --no-prompt deploy --all
 # What a script starts in the background ignores SIGINT, and a Prefect worker that does so can't be stopped by SIGTERM either.
 python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])' \
-    prefect worker start --pool claims --type process &
+    prefect worker start --pool claims --type process --limit 3 &
 worker=$!
 
 echo "Prefect UI: http://127.0.0.1:$port   Ctrl-C ends everything"

@@ -84,8 +84,47 @@ def test_both_files_deploy_the_same_thing() -> None:
         package.pop(its_own, None)
 
     assert checkout == package
-    assert package["concurrency_limit"] == {"limit": 3, "collision_strategy": "CANCEL_NEW"}
     assert package["work_pool"] == {"name": "claims"}
+
+
+@pytest.mark.parametrize("path", PREFECT_FILES)
+def test_claim_flow_is_deployed_without_a_concurrency_limit(path: str) -> None:
+    """It needs none to be safe, and Prefect counts the runs of a machine that is gone: three losses would end it all."""
+    assert "concurrency_limit" not in deployment(path)
+
+
+def worker_commands() -> dict[str, str]:
+    """How each of our ways to run it starts a worker."""
+    started = re.compile(r"prefect\W+worker\W+start[^\n]*")
+    return {
+        name: found[0]
+        for name in ("Dockerfile", "kubernetes.yaml", "local.sh", "README.md")
+        if (found := started.findall((DEPLOYMENTS / name).read_text(encoding="utf-8")))
+    }
+
+
+def test_every_worker_bounds_its_own_processes() -> None:
+    """What a deployment's limit would do, but counted by whoever has the processes, and gone with it."""
+    limits = {name: re.findall(r"--limit\W+(\d+)", command) for name, command in worker_commands().items()}
+
+    assert limits == dict.fromkeys(("Dockerfile", "kubernetes.yaml", "local.sh", "README.md"), ["3"])
+    assert "command" not in services()["worker"], "the image's is the one with the limit"
+
+
+def test_slots_of_concurrency_limits_outlive_the_server() -> None:
+    """In memory, a restart forgets who holds them, and those who died with it hold them for ever."""
+    setting, wanted = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+    local = (DEPLOYMENTS / "local.sh").read_text(encoding="utf-8")
+    server, home = services()["server"], "/home/worker/.prefect"
+
+    assert hasattr(importlib.import_module(wanted), "ConcurrencyLeaseStorage")
+    assert f"{setting}=${{{setting}:-{wanted}}}" in local
+    assert re.search(rf"^export .*{setting}$", local, re.MULTILINE)
+    assert server["environment"][setting] == wanted
+    (volume,) = server["volumes"]
+    assert volume.partition(":")[2] == home
+    assert volume.partition(":")[0] in loaded(DEPLOYMENTS / "compose.yaml")["volumes"]
+    assert f"--owner worker --group worker {home}" in (DEPLOYMENTS / "Dockerfile").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", PREFECT_FILES)
@@ -101,7 +140,7 @@ def test_run_stays_until_the_next_has_taken_over(path: str, monkeypatch: pytest.
     overlap = stay - timedelta(seconds=schedule["interval"])
     assert overlap >= timedelta(seconds=15), "a worker's look and the start of a flow run"
     most_at_once = math.ceil(stay / timedelta(seconds=schedule["interval"]))
-    assert wanted["concurrency_limit"]["limit"] > most_at_once, "one may be late with long work"
+    assert most_at_once < 3, "the worker's limit: one may be late with long work"
 
 
 def test_checkout_is_found_by_a_template_and_the_package_by_nothing() -> None:
