@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -18,12 +19,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import Engine
 
-from prefect_claim_dispatch import Action, claimed_action, deployment_processor, operations, outstanding
+from prefect_claim_dispatch import Action, claimed_action, claiming, deployment_processor, operations, outstanding
 from prefect_claim_dispatch.dispatching import creating, reconciling
 from prefect_claim_dispatch.errors import ClaimLostError, PrefectUnavailableError
 from prefect_claim_dispatch.processors import Registry
 from prefect_claim_dispatch.schema import ELSEWHERE
-from tests.kit.deploying import Deployed, look, schema_of
+from tests.kit.deploying import Deployed, is_created, lane_of, look, schema_of
 from tests.kit.prefect_server import PrefectServer
 from tests.kit.proxy import Proxy
 from tests.kit.tables import (
@@ -35,6 +36,7 @@ from tests.kit.tables import (
     expire_leases,
     seconds_from_now,
 )
+from tests.kit.waiting import wait_until
 
 TYPE = "video.encode"
 
@@ -656,3 +658,39 @@ def test_ordering_key_waits_for_the_run(engine: Engine, registry: Registry, depl
     look(engine, registry)
 
     assert operations.get(engine, second).run_id is not None
+
+
+def test_slow_parameters_of_one_type_hold_up_no_others_runs(
+    engine: Engine, deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do those that never answer: their row is charged, and what waits behind it goes back at no attempt."""
+    monkeypatch.setattr(creating, "ASKED_AT_ONCE", timedelta(0))
+    registry, answer = Registry(), threading.Event()
+
+    def slowly(_action: Action) -> dict[str, Any]:
+        assert answer.wait(60), "the test forgot to answer"
+        return {}
+
+    deployment_processor("slow", deployment=deployed.name, parameters=slowly, registry=registry)
+    deployment_processor("other", deployment=deployed.name, registry=registry)
+    slow = add_many(engine, [{"type": "slow"}, {"type": "slow"}])
+    other = add(engine, "other")
+    lane, lanes = lane_of(engine, registry), claiming.survey(engine, TABLE).due()
+
+    claimed = lane.claim(lanes)
+    wait_until(lambda: lane.go_on() or operations.get(engine, other).run_id, description="the other has its run")
+    again = lane.claim(lanes)
+    monkeypatch.setattr(creating, "GIVEN_UP_AFTER", timedelta(0))
+    lane.go_on()
+
+    assert (claimed, again, lane.is_asking) == (3, 0, False)
+    rows = [operations.get(engine, id_) for id_ in slow]
+    assert [(row.status, row.fail_count) for row in rows] == [("pending", 1), ("pending", 0)]
+    assert rows[0].errors[-1]["type"] == "TimeoutError"
+
+    monkeypatch.undo()
+    answer.set()
+    change(engine, *slow, end_at=seconds_from_now(-1))
+    lane.claim(claiming.survey(engine, TABLE).due())
+    wait_until(lambda: is_created(lane), description="the guard is done")
+    assert all(operations.get(engine, id_).run_id for id_ in slow)

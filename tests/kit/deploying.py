@@ -94,15 +94,20 @@ class Deployed:
 
 def look(engine: Engine, registry: Registry, *, rescuer: Callable[..., Any] = rescuing.rescue) -> DispatchReport:
     """What a claim flow that has just started does for this lane in one round: rescue, reconcile, claim, create."""
-    tally, options = Tally(), LoopOptions(limit=1_000, lease=timedelta(minutes=1), concurrency=1, claimed_by="flow")
-    routing = Routing(registry, AT_ONCE)
-    lane = Elsewhere(engine, TABLE, routing, tally, options=options)
+    tally, routing = Tally(), Routing(registry, AT_ONCE)
+    lane = lane_of(engine, registry, tally)
     rescuer(engine, TABLE, routing.policy_of, limit=100)
     lane.reconcile(claiming.survey(engine, TABLE))
     due = claiming.survey(engine, TABLE).due()
     lane.claim(lane.available(routing.elsewhere(due)))
     wait_until(lambda: is_created(lane), description="the guard of what was claimed is done")
     return tally.report()
+
+
+def lane_of(engine: Engine, registry: Registry, tally: Tally | None = None) -> Elsewhere:
+    """The deployment lane of a claim flow."""
+    options = LoopOptions(limit=1_000, lease=timedelta(minutes=1), concurrency=1, claimed_by="flow")
+    return Elsewhere(engine, TABLE, Routing(registry, AT_ONCE), tally or Tally(), options=options)
 
 
 def is_created(lane: Elsewhere) -> bool:
