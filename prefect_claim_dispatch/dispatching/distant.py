@@ -69,6 +69,26 @@ class Place:
     catalogue: tuple[str, ...]
 
 
+class RunNotStartedError(Exception):
+    """Prefect ended a run before it called its task; the run's log says why."""
+
+
+def started(call: Callable[[], Any]) -> Any:
+    """What *call* returns, which runs a task in a process of a pool.
+
+    Prefect leaves a run that fails to start by `SystemExit`. Its pool can't take that: the thread that hands results on
+    would end with it, and no run of the pool would ever be over again.
+
+    Raises:
+        RunNotStartedError: instead of that.
+    """
+    try:
+        return call()
+    except SystemExit as error:
+        msg = f"Prefect ended the run before it began (exit status {error.code}); its log says why"
+        raise RunNotStartedError(msg) from None
+
+
 def stand_in() -> None:
     """What the claim flow does, as far as its runs in other processes need to know."""
 

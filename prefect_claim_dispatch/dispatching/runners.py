@@ -7,10 +7,11 @@ only the table knows whether it has begun, and where the claim flow must know, i
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from datetime import timedelta
@@ -28,7 +29,7 @@ from prefect_claim_dispatch import fetching, outstanding
 from prefect_claim_dispatch.deadlines import answered_in_time
 from prefect_claim_dispatch.dispatching.artifacts import Artifacts
 from prefect_claim_dispatch.dispatching.batches import Batch, Workload
-from prefect_claim_dispatch.dispatching.distant import Place, RunReference, body_of, stand_in
+from prefect_claim_dispatch.dispatching.distant import Place, RunReference, body_of, stand_in, started
 from prefect_claim_dispatch.dispatching.runs import task_of
 from prefect_claim_dispatch.dispatching.telling import Told, heard, is_settled_in, outcome_in
 from prefect_claim_dispatch.dispatching.work import Work
@@ -146,6 +147,10 @@ class Pool:
         """Start the runner; its processes may come with the first run."""
         self._runner.__enter__()
         self._started.append(self._runner)
+        # Prefect's own, of which there is no other way to learn that a run failed to start.
+        executor: Any = getattr(self._runner, "_executor", None)
+        if isinstance(executor, ProcessPoolExecutor):
+            executor.submit = functools.partial(executor.submit, started)
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
         """Hand *task* to it."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from prefect.client.orchestration import get_client
 from prefect.context import SettingsContext, _temporary_global_settings_context
 from prefect.task_runners import TaskRunner
 from sqlalchemy import Engine
@@ -51,19 +52,10 @@ def publish_numbers(engine: Engine, type_: str, number: int) -> None:
 
 def assert_outcomes_come_back(engine: Engine, dispatch: Callable[[], DispatchReport]) -> None:
     """Every kind of outcome, of rows whose payload no other process was sent, is settled as in the flow's process."""
-    singles = (
-        "note",
-        "task",
-        "raise.huge",
-        "raise.exit",
-        "raise.lock",
-        "snooze",
-        "cancel",
-        "spin",
-        "settle",
-        "nest",
-        "say",
-    )
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit(tag="r-none", concurrency_limit=0)
+    failing = ("raise.huge", "raise.exit", "raise.lock", "raise.pause")
+    singles = ("note", "task", *failing, "tagged", "snooze", "cancel", "spin", "settle", "nest", "say")
     for kind in singles:
         publish(engine, f"r.{kind}")
     publish(engine, "r.async", {"secret": SECRET})
@@ -93,10 +85,14 @@ def assert_outcomes_come_back(engine: Engine, dispatch: Callable[[], DispatchRep
         ("r.raise.huge", "RuntimeError"),
         ("r.raise.exit", "SystemExit"),
         ("r.raise.lock", "UnsendableError"),
+        ("r.raise.pause", "PauseRefusedError"),
+        ("r.tagged", "NotBegun"),
+        ("r.snooze", "Snooze"),
         ("r.spin", "TimeoutError"),
         ("r.cancel", "Cancel"),
     }, failed
-    assert report.lost_leases == 0
+    assert (report.lost_leases, report.released) == (0, 1)
+    assert (done["tagged"], rows["tagged"][0].fail_count) == ({"pending": 1}, 0)
     ran = executions()
     note, nest, batch = rows["note"][0], rows["nest"][0], rows["batch"][0]
     assert [word for word, _ in ran[note.id, 1]] == ["try-1", "try-2"]

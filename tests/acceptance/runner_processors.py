@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from prefect import task
+from prefect import pause_flow_run, task
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
@@ -65,8 +65,17 @@ def raise_something(action: Action) -> None:
             raise RuntimeError("x" * 5_000_000)
         case "exit":
             raise SystemExit(3)
+        case "pause":
+            pause_flow_run(timeout=60)
         case _:
             raise UnsendableError
+
+
+@processor("r.tagged")
+@task(tags=["r-none"])
+def tagged(action: Action) -> None:
+    """Its tag has a limit of 0: Prefect does not begin it."""
+    note(action)
 
 
 @processor("r.snooze")
