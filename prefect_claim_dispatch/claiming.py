@@ -34,6 +34,7 @@ from prefect_claim_dispatch.outcomes import Unprocessable
 from prefect_claim_dispatch.policies import RetryPolicy, is_note, settlement_for
 from prefect_claim_dispatch.statements.begin import begin as begin_statement
 from prefect_claim_dispatch.statements.claim import candidates as candidates_statement
+from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.claim import claim_one as claim_one_statement
 from prefect_claim_dispatch.statements.renew import renew as renew_statement
 from prefect_claim_dispatch.surveying import Lane, Survey, count_due, survey
@@ -224,10 +225,14 @@ def _claim_from(
 ) -> list[RawAction]:
     """As `claim`, of lanes that one statement names, in their order."""
     shape = tuple(len(list(group)) for _, group in itertools.groupby(lanes, key=_in_turn))
-    parameters = wanted.parameters(lanes, limit)
+    parameters, bounded = wanted.parameters(lanes, limit), wanted.until is not None
+    is_ordered = any(lane.is_ordered for lane in lanes)
+    statement = claim_statement(table, engine.dialect.name, shape, bounded=bounded, windowed=is_ordered)
 
     def claim_them(connection: Connection) -> Sequence[Row[Any]]:
-        return hot_keys.claimed_rows(connection, table, lanes, shape, parameters)
+        if is_ordered:
+            return hot_keys.claimed_rows(connection, table, lanes, shape, statement, parameters)
+        return connection.execute(statement, parameters).all()
 
     for _ in range(CONTENDED_TRIES):
         try:

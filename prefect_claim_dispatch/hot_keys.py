@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Row, Table
+from sqlalchemy import Connection, Engine, Row, Table, UpdateBase
 
 from prefect_claim_dispatch.actions import elapsed_clock
 from prefect_claim_dispatch.dialects import SQLITE, bind_rows
-from prefect_claim_dispatch.statements.claim import claim as claim_statement
 from prefect_claim_dispatch.statements.claim import claim_behind
 from prefect_claim_dispatch.statements.ordering import SAMPLE, depth, heads
 from prefect_claim_dispatch.surveying import Lane
@@ -55,19 +54,19 @@ class _Memory:
 _memories: WeakKeyDictionary[Engine, dict[Table, _Memory]] = WeakKeyDictionary()
 
 
-def claimed_rows(
-    connection: Connection, table: Table, lanes: Sequence[Lane], shape: tuple[int, ...], parameters: dict[str, Any]
+def claimed_rows(  # noqa: PLR0917 - each of another type
+    connection: Connection,
+    table: Table,
+    lanes: Sequence[Lane],
+    shape: tuple[int, ...],
+    statement: UpdateBase,
+    parameters: dict[str, Any],
 ) -> Sequence[Row[Any]]:
-    """The rows that a claim of *lanes* brings, in this transaction; *shape* and *parameters* are the statement's.
+    """The rows that a claim of *lanes* brings, in this transaction, by *statement* if it will do.
 
-    Where no action of the table has an ordering key, it is the one statement.
+    *shape* and *parameters* are the statement's, which looks at the first rows of each lane.
     """
-    dialect, bounded, limit = connection.dialect.name, "until" in parameters, parameters["limit"]
-    is_ordered = any(lane.is_ordered for lane in lanes)
-    statement = claim_statement(table, dialect, shape, bounded=bounded, windowed=is_ordered)
-    if not is_ordered:
-        return connection.execute(statement, parameters).all()
-    memory = _memories.setdefault(connection.engine, {}).setdefault(table, _Memory())
+    memory, limit = _memories.setdefault(connection.engine, {}).setdefault(table, _Memory()), parameters["limit"]
     if _are_thick(connection, table, lanes, parameters, memory):
         return _behind(connection, table, lanes, shape, parameters, memory)
     rows = connection.execute(statement, parameters).all()
