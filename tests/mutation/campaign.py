@@ -47,20 +47,22 @@ CLAIMING = "tests/conformance/test_claiming.py"
 SETTLING = "tests/conformance/test_settling.py"
 RESCUING = "tests/conformance/test_rescuing.py"
 SURVEY = "tests/conformance/test_survey.py"
+ORDERING = "tests/conformance/test_ordering.py"
+REFUSALS = "tests/conformance/test_refusals.py"
 LIMITS = "tests/conformance/test_limits.py"
 PAUSES = "tests/conformance/test_pauses.py"
 POLICIES = "tests/unit/test_policies.py"
 COUNTS = "tests/plans/test_statement_counts.py"
 NEAR: dict[str, tuple[str, ...]] = {
-    "claiming.py": (CLAIMING, LIMITS, SETTLING),
+    "claiming.py": (CLAIMING, LIMITS, SETTLING, ORDERING, REFUSALS),
     "surveying.py": (SURVEY, PAUSES),
     "limiting.py": (LIMITS,),
-    "settling.py": (SETTLING, RESCUING),
-    "rescuing.py": (RESCUING,),
-    "policies.py": (POLICIES, SETTLING),
-    "statements/claim.py": (CLAIMING,),
-    "statements/settle.py": (SETTLING,),
-    "statements/rescue.py": (RESCUING,),
+    "settling.py": (SETTLING, RESCUING, REFUSALS),
+    "rescuing.py": (RESCUING, REFUSALS),
+    "policies.py": (POLICIES, SETTLING, REFUSALS),
+    "statements/claim.py": (CLAIMING, ORDERING),
+    "statements/settle.py": (SETTLING, ORDERING),
+    "statements/rescue.py": (RESCUING, REFUSALS),
     "statements/begin.py": (SETTLING, "tests/conformance/test_fetching.py"),
     "statements/renew.py": (SETTLING,),
     "statements/recognise.py": (SETTLING,),
@@ -73,6 +75,8 @@ FAR = (
     SETTLING,
     CLAIMING,
     SURVEY,
+    ORDERING,
+    REFUSALS,
     LIMITS,
     PAUSES,
     "tests/conformance/test_outstanding.py",
