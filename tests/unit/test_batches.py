@@ -285,8 +285,7 @@ def test_rows_taken_together_are_answered_for_one_by_one(answer: Any, outcomes: 
         (7, "answered int"),
         ("abc", "answered str"),
         ({1: None}, "answered dict"),
-        ([None, 7, None], "answered int for a row"),
-        ([None, SystemExit(1), None], "answered SystemExit for a row"),
+        ((None for _ in range(3)), "generator"),
     ],
 )
 def test_answer_that_is_none_fails_them_all(answer: Any, problem: str) -> None:
@@ -300,11 +299,82 @@ def test_answer_that_is_none_fails_them_all(answer: Any, problem: str) -> None:
     assert {type(outcome) for outcome in stage.outcomes} == {Failed}
     first = stage.outcomes[0]
     assert isinstance(first, Failed)
+    if problem == "generator":
+        assert (first.error_type, "nobody consumes" in first.message) == ("UnfinishedError", True)
+        return
     assert (first.error_type, first.message) == (
         "BatchAnswerError",
         f"processor 'metric.*' {problem}; "
         "return None, or for each of the 3 rows None, a Snooze, a Cancel or an exception",
     )
+
+
+async def later(came: Any = None) -> Any:
+    """Comes to *came*; what is awaited may raise."""
+    if isinstance(came, BaseException):
+        raise came
+    return came
+
+
+@pytest.mark.parametrize(
+    ("make", "error_type"),
+    [
+        (lambda: 7, "BatchAnswerError"),
+        (lambda: [None], "BatchAnswerError"),
+        (lambda: ValueError("x"), "ValueError"),
+        (lambda: SystemExit(1), "SystemExit"),
+        (lambda: asyncio.CancelledError(), "CancelledError"),
+        (lambda: later(ValueError("x")), "ValueError"),
+        (lambda: later(SystemExit(1)), "SystemExit"),
+        (lambda: (number for number in ()), "UnfinishedError"),
+        (lambda: FailedState(message="no"), "RunFailedError"),
+    ],
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_answer_that_is_none_for_a_row_fails_that_row_alone(
+    make: Callable[[], Any], error_type: str, is_async: bool
+) -> None:
+    """Its neighbours have their answers: to fail them would be to execute them again."""
+
+    def load(payloads: list[Any]) -> list[Any]:
+        return [None, make(), later(LATER)]
+
+    async def load_async(payloads: list[Any]) -> list[Any]:
+        return load(payloads)
+
+    stage = staged(load_async if is_async else load)
+
+    _ = asyncio.run(stage.batch.run_async("r")) if is_async else stage.batch.run("r")
+    stage.batch.conclude("Completed")
+
+    assert stage.outcomes[::2] == [DONE, LATER]
+    assert isinstance(stage.outcomes[1], Failed)
+    assert stage.outcomes[1].error_type == error_type
+
+
+def test_what_is_awaited_row_by_row_is_that_rows() -> None:
+    """A function that knows nothing of async returns a coroutine; a generator is that row's failure."""
+    done: list[int] = []
+
+    async def work(action: Action) -> None:
+        done.append(action.id)
+
+    def rows(action: Action) -> Any:
+        return iter_of(action) if action.id == 2 else work(action)
+
+    stage = staged(rows)
+    stage.batch.run("r")
+    stage.batch.conclude("Completed")
+
+    assert done == [1, 3]
+    assert stage.outcomes[::2] == [DONE, DONE]
+    assert isinstance(stage.outcomes[1], Failed)
+    assert stage.outcomes[1].error_type == "UnfinishedError"
+
+
+def iter_of(action: Action) -> Any:
+    """Nothing of it runs."""
+    yield action.id
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3)])

@@ -319,7 +319,7 @@ BOOM = Failed(message="boom")
         (Failed, "the processor returned the state Failed"),
         (lambda: Cancelled(message="no"), "no"),
         (lambda: prefect_future(BOOM), "boom"),
-        (lambda: [Completed(), BOOM, BOOM], "2 of 3 states did not complete; the first: boom"),
+        (lambda: [Completed(), BOOM, Failed()], "2 of 3 states did not complete; the first: boom"),
         (lambda: [prefect_future(Completed()), prefect_future(BOOM)], "1 of 2 states did not complete; the first"),
         (lambda: {"a": prefect_future(Completed()), "b": [prefect_future(BOOM), 7]}, "1 of 2 states"),
         (lambda: asyncio.sleep(0, BOOM), "boom"),
