@@ -182,7 +182,7 @@ class EndlessDrainError(ClaimDispatchError):
     def __init__(self, claims: int, type_: str, of_type: int) -> None:
         super().__init__(
             f"actions are still due after {claims:,} claims, {of_type:,} of them of {type_!r}; does its processor "
-            "publish its own successor, or fail without a back-off? Otherwise give drain a higher limit"
+            "snooze for no time, or publish its own successor? Otherwise give drain a higher limit"
         )
         self.claims = claims
         self.type = type_

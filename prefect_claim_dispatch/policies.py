@@ -114,7 +114,7 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
     Processed        processed                                  no
     Failed, Crashed  pending after back-off; dead when used up  yes
     Unprocessable    dead                                       no
-    Snooze           pending after its delay, see `_rest`        no
+    Snooze           pending after its delay                    no
     Cancel           cancelled, reason in errors                no
     Released         pending, due as before; put off if it      no
                      has a reason
@@ -140,7 +140,7 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
             return _settlement(outcome, action, ActionStatus.DEAD, errors=_appended(action, error))
         case Snooze(delay=delay, reason=reason):
             errors = _noted(action, _error(action, "snoozed", "Snooze", reason)) if reason else None
-            return _settlement(outcome, action, ActionStatus.PENDING, delay=_rest(action, delay), errors=errors)
+            return _settlement(outcome, action, ActionStatus.PENDING, delay=delay, errors=errors)
         case Cancel(reason=reason):
             error = _error(action, "cancelled", "Cancel", reason)
             return _settlement(outcome, action, ActionStatus.CANCELLED, errors=_appended(action, error))
@@ -149,25 +149,34 @@ def settlement_for(  # noqa: PLR0911 - one for each outcome
     assert_never(outcome)
 
 
-def settlement_at_all(outcome: Outcome, action: Claimed, policy: RetryPolicy) -> Settlement:
-    """`settlement_for`, or where there is none, that of the failure to find it: of this action alone.
+def settlement_at_all(
+    outcome: Outcome, action: Claimed, policy: RetryPolicy, *, least_snooze: timedelta = LEAST_SNOOZE
+) -> Settlement:
+    """`settlement_for` what is `rested`; where that raises, the settlement of a failure, of this action alone.
 
     An outcome that its author's code has made in spite of its checks would leave the action claimed for ever.
     """
     try:
-        return settlement_for(outcome, action, policy)
+        return settlement_for(rested(outcome, action, least_snooze), action, policy)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the attempt came to
-        try:
-            return settlement_for(Failed.from_exception(error), action, policy)
-        except Exception:  # noqa: BLE001 - it was the policy, then
-            return settlement_for(Failed.from_exception(error), action, RetryPolicy())
+        failed = Failed.from_exception(error)
+    try:
+        return settlement_for(failed, action, policy)
+    except Exception:  # noqa: BLE001 - it was the policy, then
+        return settlement_for(failed, action, RetryPolicy())
 
 
-def _rest(action: Claimed, delay: timedelta) -> timedelta:
-    """*delay*; from the second claim without a failure on `LEAST_SNOOZE` at least, or it would be claimed for ever."""
-    Snooze(delay)  # a subclass may have left out the check
+def rested(outcome: Outcome, action: Claimed, least_snooze: timedelta = LEAST_SNOOZE) -> Outcome:
+    """*outcome*; of a Snooze that is not the first since a failure, with *least_snooze* at least.
+
+    What always answers "again at once" would be claimed and called without a pause, for ever.
+    """
+    if not isinstance(outcome, Snooze):
+        return outcome
+    delay, reason = outcome.delay, outcome.reason
+    Snooze(delay, reason)  # a subclass may have left out the checks
     is_first = action.claim_count - action.fail_count <= 1
-    return delay if is_first else max(delay, LEAST_SNOOZE)
+    return outcome if is_first or delay >= least_snooze else Snooze(least_snooze, reason)
 
 
 def _put_off(outcome: Outcome, action: Claimed, reason: str) -> Settlement:

@@ -15,7 +15,7 @@ from prefect_claim_dispatch.actions import MAX_FAIL_COUNT, Action, ActionStatus
 from prefect_claim_dispatch.dialects import bind_rows
 from prefect_claim_dispatch.errors import DatabaseError, LostLeaseError
 from prefect_claim_dispatch.outcomes import MAX_DELAY, Failed, Outcome, Processed, Snooze
-from prefect_claim_dispatch.policies import RetryPolicy, Settlement, settlement_for
+from prefect_claim_dispatch.policies import RetryPolicy, Settlement, rested, settlement_for
 from prefect_claim_dispatch.schema import actions_table
 from prefect_claim_dispatch.statements.recognise import recognise as recognise_statement
 from prefect_claim_dispatch.statements.settle import settle as settle_statement
@@ -168,7 +168,7 @@ def settle_action(connection: Connection, action: Action, outcome: Outcome | Non
     if not isinstance(outcome, Outcome | None):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"settle_action takes an outcome, such as Snooze(...) or Cancel(...), got {type(outcome).__name__}"
         raise TypeError(msg)
-    settlement = settlement_for(outcome or Processed(), action, RetryPolicy())
+    settlement = settlement_for(rested(outcome or Processed(), action), action, RetryPolicy())
     table = actions_table(action.table, action.schema)
     if action.id not in write_settlements(connection, table, [settlement]):
         raise LostLeaseError(action.id, action.claim_count)

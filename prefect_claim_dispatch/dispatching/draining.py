@@ -200,7 +200,8 @@ class Drain:
         return Work(action, processor, arguments, on_begin=_ignore, on_outcome=_ignore)
 
     def _settle(self, raw: RawAction, outcome: Outcome, policy: RetryPolicy) -> None:
-        settlement = settlement_at_all(outcome, raw, policy)
+        # A test should see what would never rest, as the error that it is, and not wait for it.
+        settlement = settlement_at_all(outcome, raw, policy, least_snooze=timedelta(0))
         buried: dict[int, Settlement] = {}
         settled = settling.settle(self._executor(), self._table, [settlement], buried=buried)
         settlement = buried.get(raw.id, settlement)

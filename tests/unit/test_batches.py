@@ -323,7 +323,7 @@ async def later(came: Any = None) -> Any:
         (lambda: [None], "BatchAnswerError"),
         (lambda: ValueError("x"), "ValueError"),
         (lambda: SystemExit(1), "SystemExit"),
-        (lambda: asyncio.CancelledError(), "CancelledError"),
+        (asyncio.CancelledError, "CancelledError"),
         (lambda: later(ValueError("x")), "ValueError"),
         (lambda: later(SystemExit(1)), "SystemExit"),
         (lambda: (number for number in ()), "UnfinishedError"),

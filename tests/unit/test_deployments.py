@@ -89,7 +89,7 @@ def test_both_files_deploy_the_same_thing() -> None:
 
 @pytest.mark.parametrize("path", PREFECT_FILES)
 def test_claim_flow_is_deployed_without_a_concurrency_limit(path: str) -> None:
-    """It needs none to be safe, and Prefect counts the runs of a machine that is gone: three losses would end it all."""
+    """It needs none to be safe, and Prefect counts the runs of a lost machine: three losses would end it all."""
     assert "concurrency_limit" not in deployment(path)
 
 
@@ -107,7 +107,7 @@ def test_every_worker_bounds_its_own_processes() -> None:
     """What a deployment's limit would do, but counted by whoever has the processes, and gone with it."""
     limits = {name: re.findall(r"--limit\W+(\d+)", command) for name, command in worker_commands().items()}
 
-    assert limits == dict.fromkeys(("Dockerfile", "kubernetes.yaml", "local.sh", "README.md"), ["3"])
+    assert limits == {name: ["3"] for name in ("Dockerfile", "kubernetes.yaml", "local.sh", "README.md")}
     assert "command" not in services()["worker"], "the image's is the one with the limit"
 
 

@@ -131,6 +131,15 @@ def test_snooze_asks_for_a_timedelta(delay: Any) -> None:
         Snooze(delay)
 
 
+@pytest.mark.parametrize("reason", [404, None, LookupError("gone"), b"gone", ["gone"]])
+def test_reason_must_be_text(reason: Any) -> None:
+    """Refused where it is made, in the processor: later it would be the whole batch that has no verdict."""
+    with pytest.raises(TypeError, match=r"Cancel takes a text as its reason, got \w+; write Cancel\(str\(reason\)\)"):
+        Cancel(reason)
+    with pytest.raises(TypeError, match=r"Snooze takes a text as its reason, got \w+; write Snooze\(delay, str"):
+        Snooze(timedelta(0), reason)
+
+
 def test_snooze_and_cancel_are_values() -> None:
     """Processors return them and their tests compare them."""
     assert Snooze(timedelta(0)) == Snooze(timedelta(0))

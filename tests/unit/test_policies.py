@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from prefect_claim_dispatch.actions import ActionStatus
 from prefect_claim_dispatch.outcomes import (
+    LEAST_SNOOZE,
     MAX_ERROR_LENGTH,
+    MAX_NAME_LENGTH,
     Cancel,
     Crashed,
     Failed,
@@ -24,7 +26,14 @@ from prefect_claim_dispatch.outcomes import (
     Snooze,
     Unprocessable,
 )
-from prefect_claim_dispatch.policies import KEPT_ERRORS, RetryPolicy, Settlement, settlement_for
+from prefect_claim_dispatch.policies import (
+    KEPT_ERRORS,
+    RetryPolicy,
+    Settlement,
+    rested,
+    settlement_at_all,
+    settlement_for,
+)
 from prefect_claim_dispatch.settings import Settings
 
 
@@ -189,6 +198,68 @@ def test_note_that_was_written_behind_our_back_is_counted_anew(times: Any) -> No
     claim = replace(FRESH, errors=({"kind": "released", "times": times},))
 
     assert settlement_for(Released("no slot"), claim, POLICY).status == "pending"
+
+
+def test_snooze_for_no_time_rests_from_the_second_time_on() -> None:
+    """Once, "again at once" is a fair answer; given each time, it would be claimed and called thousands of times."""
+    at_once, first, second = Snooze(timedelta(0), "soon"), Claim(claim_count=1), Claim(claim_count=2)
+    after_failure = Claim(claim_count=3, fail_count=2)
+
+    assert [rested(at_once, claim) for claim in (first, after_failure)] == [at_once, at_once]
+    assert rested(at_once, second) == Snooze(LEAST_SNOOZE, "soon")
+    assert settlement_at_all(at_once, second, POLICY).delay == LEAST_SNOOZE
+    assert settlement_at_all(at_once, second, POLICY, least_snooze=timedelta(0)).delay == timedelta(0)
+    assert rested(SNOOZE, second) is SNOOZE
+
+
+class LaxSnooze(Snooze):
+    """Leaves out the checks."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class LaxCancel(Cancel):
+    """The same."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        LaxSnooze("soon"),  # type: ignore[arg-type]
+        LaxSnooze(timedelta(days=-1)),
+        LaxSnooze(timedelta(days=10**6)),
+        LaxCancel(404),  # type: ignore[arg-type]
+        LaxCancel(None),  # type: ignore[arg-type]
+        LaxCancel(ValueError("gone")),  # type: ignore[arg-type]
+        "no outcome at all",
+    ],
+    ids=repr,
+)
+def test_outcome_that_has_no_verdict_is_a_failure_of_its_action(outcome: Any) -> None:
+    """Without one the row would stay claimed, its lease renewed, until it died of a crash that there never was."""
+    settlement = settlement_at_all(outcome, FRESH, POLICY)
+
+    assert (settlement.status, settlement.fail_count) == (ActionStatus.PENDING, 1)
+    assert isinstance(settlement.outcome, Failed)
+    assert settlement_at_all(outcome, LAST, POLICY).status == ActionStatus.DEAD
+
+
+def test_name_of_an_error_is_kept_clean_and_short() -> None:
+    """It may be anything: a class made by a program, with a NUL that PostgreSQL refuses, and all other verdicts too."""
+    hostile = type("Hostile", (Exception,), {})
+    hostile.__qualname__ = "A\x00B\ud800" + "c" * 1_000
+
+    for outcome in (Failed.from_exception(hostile("x")), Failed(error_type="A\x00" + "b" * 1_000, message="m")):
+        errors = settlement_for(outcome, FRESH, POLICY).errors
+        assert errors is not None
+        name = errors[-1]["type"]
+        assert len(name) == MAX_NAME_LENGTH
+        assert "\x00" not in name
+        name.encode()
 
 
 def test_single_attempt_dies_of_its_first_failure() -> None:

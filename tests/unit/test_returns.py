@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_claim_dispatch import Cancel, Snooze
 from prefect_claim_dispatch.dispatching.calling import called, called_async
 from prefect_claim_dispatch.dispatching.returns import Returned, RunFailedError, UnfinishedError, awaited
+from prefect_claim_dispatch.errors import RegistrationError
 from prefect_claim_dispatch.processors import Registry, processor
 
 LATER = Snooze(timedelta(minutes=1))
@@ -126,7 +127,7 @@ def every_call(function: Callable[..., Any], **options: Any) -> list[Any]:
     "source",
     [
         lambda account: account.work,
-        lambda account: lambda: account.work(),  # noqa: PLW0108 - not seen to be async is what this is about
+        lambda account: lambda _ignored=None: account.work(),
         lambda account: traced(account.work),
         lambda account: functools.partial(account.work),
         lambda account: functools.partial(lambda function: function(), account.work),
@@ -400,32 +401,38 @@ def test_facts_and_parameters_may_be_async_without_saying_so() -> None:
     assert awaited({"paid": False}) == {"paid": False}
 
 
+class Order(BaseModel):
+    """A payload that must fit."""
+
+    number: int
+
+
+class Sender:
+    """An object that can be called."""
+
+    async def __call__(self, payload: Order) -> None:
+        """Takes nothing but orders."""
+
+
+def send_by(client: str, payload: Order) -> None:
+    """What a partial comes down to."""
+
+
 def test_partials_and_objects_are_registered_as_what_they_come_to() -> None:
     """Their annotations, and the place in messages, are those of the function that was written."""
-
-    class Order(BaseModel):
-        number: int
-
-    class Sender:
-        async def __call__(self, payload: Order) -> None:
-            raise NotImplementedError
-
-    def send(client: str, payload: Order) -> None:
-        raise NotImplementedError
-
     mine = Registry()
-    scope = {"Order": Order}
-    Sender.__call__.__globals__.update(scope)
-    for type_, source in {
-        "a": functools.partial(send, "client"),
-        "b": Sender(),
-        "c": functools.partial(Sender()),
-    }.items():
+    sources = {"a": functools.partial(send_by, "client"), "b": Sender(), "c": functools.partial(Sender())}
+    for type_, source in sources.items():
         processor(type_, registry=mine)(source)
     mine.check()
 
-    assert {one.pattern: one.place.partition(" ")[0].rpartition(".")[2] for one in map(mine.match, "abc") if one} == {
-        "a": "send",
-        "b": "__call__",
-        "c": "__call__",
+    known = {type_: mine.match(type_) for type_ in sources}
+
+    assert {type_: one.code.__qualname__ for type_, one in known.items() if one} == {
+        "a": "send_by",
+        "b": "Sender.__call__",
+        "c": "Sender.__call__",
     }
+    assert all(one is not None and "test_returns.py" in one.place for one in known.values())
+    with pytest.raises(RegistrationError, match="can't be imported by its name"):
+        processor("d", registry=mine, isolate=True)(functools.partial(send_by, "client"))

@@ -15,7 +15,7 @@ import pytest
 
 import prefect_claim_dispatch
 from prefect_claim_dispatch.dispatching import signals as signals_module
-from prefect_claim_dispatch.dispatching.signals import Signals
+from prefect_claim_dispatch.dispatching.signals import Signals, own
 from prefect_claim_dispatch.dispatching.slots import Slots
 
 pytestmark = pytest.mark.timeout(30)
@@ -74,6 +74,54 @@ def test_end_of_the_block_heeds_too(handler: Any) -> None:
 
     assert not signals.have_come
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def by_users_code(raising: Any) -> BaseException:
+    """What the guard says of what *raising* raises: the error of its row, unless the flow is to end of it."""
+    try:
+        raising()
+    except BaseException as error:
+        return own(error)
+    raise AssertionError("it raised nothing")
+
+
+def test_signal_in_users_code_is_told_from_what_that_raises_itself() -> None:
+    """One ends the flow, the other is its row's failure; also where the code has caught it, and raised another."""
+
+    def interrupts_itself() -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        send()
+        send()  # the second does not wait
+
+    def interrupted_and_caught() -> None:
+        try:
+            interrupted()
+        except BaseException as error:
+            raise ValueError("wrapped") from error
+
+    with Signals().held():
+        assert isinstance(by_users_code(interrupts_itself), KeyboardInterrupt)
+        for raising in (interrupted, interrupted_and_caught):
+            with pytest.raises(ToldError):
+                by_users_code(raising)
+
+
+def test_ctrl_c_that_nobody_holds_is_taken_for_one() -> None:
+    """A drain in a test: nothing tells it from its like. In another thread no handler runs: it is the code's own."""
+
+    def interrupts_itself() -> None:
+        raise KeyboardInterrupt
+
+    seen = list[BaseException]()
+    with pytest.raises(KeyboardInterrupt):
+        by_users_code(interrupts_itself)
+    other = threading.Thread(target=lambda: seen.append(by_users_code(interrupts_itself)))
+    other.start()
+    other.join()
+
+    assert isinstance(seen[0], KeyboardInterrupt)
 
 
 def test_second_signal_does_not_wait() -> None:

@@ -78,3 +78,24 @@ def test_wake_up_ends_the_wait_for_runs_only_where_there_is_a_slot() -> None:
     full.wait_for_more_ended_or_wake(full.ended, 0.01)
 
     assert (free.ended, full.ended) == (0, 0)
+
+
+def test_every_wait_ends_when_nobody_can_settle_any_more() -> None:
+    """What ends the flow must not wait for the runs to end, which may take hours."""
+    slots, heard = Slots(1), list[BaseException]()
+    slots.take(run())
+
+    def wait() -> None:
+        try:
+            slots.wait_for_none()
+        except RuntimeError as error:
+            heard.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    slots.fail(RuntimeError("the keeper is dead"))
+    waiting.join(10)
+
+    assert [str(error) for error in heard] == ["the keeper is dead"]
+    with pytest.raises(RuntimeError):
+        slots.pause(FOR_EVER)

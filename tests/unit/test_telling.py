@@ -63,6 +63,19 @@ def test_outcome_that_no_processor_has_is_a_failure() -> None:
     assert isinstance(outcome_in(told({KEY: Released()}), KEY), Failed)
 
 
+def test_outcome_that_can_not_be_told_or_heard_is_that_rows_failure() -> None:
+    """The rows beside it have come to something, and are not executed again."""
+    lax = Cancel("")
+    object.__setattr__(lax, "reason", 404)
+
+    answer = dict(told({KEY: lax, (8, 1): Processed()}))
+    heard_of = {"claim-dispatch told": {"7:3": ["snoozed", float("inf"), ""]}}
+
+    assert isinstance(outcome_in(answer, KEY), Failed)
+    assert outcome_in(answer, (8, 1)) == Processed()
+    assert isinstance(outcome_in(heard_of, KEY), Failed)
+
+
 def test_failure_pickles_with_what_it_tells() -> None:
     """It comes in place of exceptions that don't."""
     error = pickle.loads(pickle.dumps(AttemptFailedError("ValueError: no", told({KEY: Processed()}))))
