@@ -17,6 +17,7 @@
     │   └── MissingExtraError       an optional dependency is not installed
     ├── DeploymentNotFoundError     no deployment has that name: its actions wait
     ├── PrefectUnavailableError     the Prefect API cannot be reached: nothing was claimed
+    ├── FlowStoppedError            somebody has ended the claim flow's run in Prefect
     ├── KeeperDiedError             the thread that settles and renews has died: nothing is written any more
     ├── UnexpectedActionsError      assert_published found something else (also AssertionError)
     ├── EndlessDrainError           drain claimed and claimed, and actions were still due
@@ -159,6 +160,10 @@ def comes_with_prefect(error: ModuleNotFoundError) -> bool:
 
 class PrefectUnavailableError(ClaimDispatchError):
     """The Prefect API can't be reached or refuses us; nothing was claimed."""
+
+
+class FlowStoppedError(ClaimDispatchError):
+    """Somebody has suspended, ended or deleted the claim flow's run in Prefect; what had not begun was given back."""
 
 
 class KeeperDiedError(ClaimDispatchError):

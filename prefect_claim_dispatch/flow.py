@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, Pause
 from prefect.flow_engine import run_flow
 from prefect.logging import get_run_logger
 from prefect.utilities.callables import get_call_parameters
@@ -28,7 +29,7 @@ from prefect_claim_dispatch.dispatching.reaching import ApiWatch, create_flow_ru
 from prefect_claim_dispatch.dispatching.routing import Routing
 from prefect_claim_dispatch.dispatching.runners import Pool, RunnerDispatcher
 from prefect_claim_dispatch.dispatching.shield import shielded
-from prefect_claim_dispatch.errors import ClaimDispatchError
+from prefect_claim_dispatch.errors import ClaimDispatchError, FlowStoppedError
 from prefect_claim_dispatch.keeping import Keeper
 from prefect_claim_dispatch.migrations import check_version
 from prefect_claim_dispatch.processors import load_modules, registry
@@ -134,6 +135,7 @@ def run_claim_flow(
     Raises:
         PrefectUnavailableError: the API can't be reached, refuses us, or was too busy for a minute to create the run.
             Otherwise as `claim_dispatch`.
+        FlowStoppedError: somebody has suspended, ended or deleted the run in Prefect meanwhile.
     """
     if database_url is not None:
         os.environ[f"{PREFIX}DATABASE_URL"] = database_url
@@ -146,7 +148,10 @@ def run_claim_flow(
     modules = None if processors is None else list(processors)
     given = {"limit": limit, "until": until, "processors": modules, "lease": lease, "stay": stay, "table": table}
     parameters = get_call_parameters(claim_dispatch.fn, (), given)
-    report = run_flow(claim_dispatch, create_flow_run(claim_dispatch, parameters), parameters)
+    try:
+        report = run_flow(claim_dispatch, create_flow_run(claim_dispatch, parameters), parameters)
+    except (Abort, Pause) as stopped:  # of no kind that a command line would tell in one line
+        raise FlowStoppedError(str(stopped) or "this flow run was suspended in Prefect") from None
     return cast("DispatchReport", report)
 
 

@@ -120,8 +120,10 @@ def checked_task_options(
         delays = _called_for_delays(type_, delays, retries or 0) or None
     if delays is not None and not _are_delays(delays):
         raise _wrong(type_, "retry_delay_seconds", DELAYS_WANTED, delays)
+    if log_prints is not None and not isinstance(log_prints, bool):
+        raise _wrong(type_, "log_prints", "must be True, False, or None for Prefect's own setting", log_prints)
     limit = checked_limit(type_, "timeout", timeout)
-    return TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=limit)
+    return TaskOptions(retries=retries, retry_delay_seconds=retry_delay_seconds, timeout=limit, log_prints=log_prints)
 
 
 def checked_facts(type_: str, facts: Any) -> Facts | None:

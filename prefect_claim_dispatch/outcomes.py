@@ -45,7 +45,7 @@ class Snooze:
     """Run the action again after *delay*, counted on the database's clock. Costs no attempt.
 
     A *delay* below a second is kept the first time only; then it is a second: what always answers "at once" would
-    never rest. *reason* is kept in `errors`, as one entry of the kind ``snoozed`` that the next such takes the place of.
+    never rest. *reason* is kept in `errors`, as one entry of the kind ``snoozed``, in the place of the last such.
     """
 
     delay: timedelta

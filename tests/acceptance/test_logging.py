@@ -82,7 +82,7 @@ def test_what_is_logged_printed_and_raised_is_in_the_runs_log(
 def assert_isolated_knows_its_run(server: PrefectServer, lines: list[str], id_: int, row: ActionRow) -> None:
     """Its child has the contexts of both runs, and so have tasks that it calls in turn."""
     flow_run = server.get(f"flow_runs/{row.claimed_by}")
-    assert spoken(lines) == said(f"{id_} in l.isolated #{id_} (attempt 1) of {flow_run['name']}")
+    assert spoken(lines) == said(f"{id_} in log.isolated #{id_} (attempt 1) of {flow_run['name']}")
     wanted = {"logs": {"flow_run_id": {"any_": [row.claimed_by]}}, "limit": 200}
     nested = {log["message"]: log["task_run_id"] for log in server.post("logs/filter", wanted)}
     assert {f"nested {id_}", f"nested {id_ + 1000}"} <= nested.keys()

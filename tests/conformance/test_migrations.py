@@ -240,7 +240,7 @@ def test_whoever_may_settle_by_rights_on_columns_may_settle_after_an_upgrade(emp
     with owner.begin() as connection:
         connection.execute(text(f'CREATE ROLE "{role}" LOGIN'))
         connection.execute(text("INSERT INTO action_logs (type, ordering_key) VALUES ('a', 'k')"))
-        connection.execute(text(f'GRANT SELECT ON action_logs TO "{role}"'))
+        connection.execute(text(f'GRANT SELECT ON action_logs, action_logs_paused TO "{role}"'))
         columns = "end_at, status, claimed_at, claimed_by, claim_count, lease_expires_at, run_id, fail_count, errors"
         granted = f"UPDATE ({columns}, processed_at, settled_at, updated_at)"
         connection.execute(text(f'GRANT {granted} ON action_logs TO "{role}"'))

@@ -142,8 +142,8 @@ def test_taken_claim_names_its_server_still(engine: Engine, server: str, taker: 
     add(engine)
     (raw,) = claim_due(engine, claimed_by=HERE + server)
 
-    for _ in range(2):
-        assert outstanding.take(engine, TABLE, (raw.id, 1), taker, lease=HOUR) is not None
+    for again in (False, True):
+        assert outstanding.take(engine, TABLE, (raw.id, 1), taker, lease=HOUR, again=again) is not None
 
     (found,), _ = outstanding.page(engine, TABLE, None, limit=10)
     assert found.claimed_by == (HERE if taker is None else f"{ELSEWHERE}run") + server

@@ -206,7 +206,7 @@ def test_rescue_is_bounded_and_takes_the_oldest_first(engine: Engine) -> None:
 
 
 def test_rescue_is_two_statements_however_many(engine: Engine) -> None:
-    """And one when there is nothing."""
+    """And two when there is nothing: the second looks for leases that no calendar has."""
     add_many(engine, [{} for _ in range(50)])
     expire_leases(engine, *(raw.id for raw in claim_due(engine)))
 
@@ -214,7 +214,7 @@ def test_rescue_is_two_statements_however_many(engine: Engine) -> None:
         rescue(engine, TABLE, policy_of, limit=100)
         rescue(engine, TABLE, policy_of, limit=100)
 
-    assert sent == ["rescue", "settle", "rescue"]
+    assert sent == ["rescue", "settle", "rescue", "rescue_endless"]
 
 
 def test_rescuers_at_once_count_each_crash_once(engine: Engine) -> None:

@@ -28,11 +28,12 @@ from prefect_claim_dispatch import (
 from prefect_claim_dispatch.claiming import RawAction
 from prefect_claim_dispatch.diagnosing import asking
 from prefect_claim_dispatch.listening import prove
-from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze
+from prefect_claim_dispatch.outcomes import Failed, Outcome, Processed, Released, Snooze, Unprocessable
 from prefect_claim_dispatch.outstanding import Followed
 from prefect_claim_dispatch.policies import RetryPolicy
-from prefect_claim_dispatch.rescuing import rescue
+from prefect_claim_dispatch.rescuing import release_unheard, rescue
 from prefect_claim_dispatch.settling import recognise, settle, settle_action
+from prefect_claim_dispatch.statements import diagnose
 from tests.kit.ledger import Ledger, PublishLog
 from tests.kit.tables import TABLE, change, claim_due, expire_leases, make_due, seconds_from_now, verdicts
 
@@ -240,7 +241,7 @@ def _claim_each(scene: Scene, lanes: Any) -> None:
 
 def _bury(scene: Scene, raws: Sequence[RawAction]) -> None:
     raw, sent_at = raws[0], time.monotonic()
-    errors = verdicts(FAILED, [raw])[0].errors or ()
+    errors = verdicts(Unprocessable(error_type="RefusedByDatabase", message="m"), [raw])[0].errors or ()
     if refusals.bury(scene.engine, TABLE, raw.id, raw.claim_count, errors):
         scene.ledger.accepted(raw, "dead", sent_at=sent_at)
 
@@ -296,6 +297,19 @@ def _settle_in_own_transaction(scene: Scene, raws: Sequence[RawAction]) -> None:
             settle_action(connection, raw.action())
     for raw in raws:
         scene.ledger.accepted(raw, "processed", sent_at=sent_at)
+
+
+def _release_unheard(scene: Scene, raws: Sequence[RawAction]) -> None:
+    """As after a claim whose COMMIT was not answered."""
+    since, sent_at = datetime(2000, 1, 1, tzinfo=UTC), time.monotonic()
+    release_unheard(scene.engine, TABLE, claimed_by=HOLDER, since=since, is_held=lambda _: False)
+    for raw in raws:
+        scene.ledger.accepted(raw, "pending", sent_at=sent_at)
+
+
+def _ask_holders(scene: Scene, _: Any) -> None:
+    with scene.engine.begin() as connection:
+        connection.execute(diagnose.holders(TABLE)).all()
 
 
 def _prove(engine: Engine) -> None:
@@ -372,6 +386,8 @@ ACTS: Final[dict[str, Act]] = {
         _two_settled, lambda s, claims: recognise(s.engine, TABLE, claims), "recognise", changes=False
     ),
     "release": _act(_two_claimed, lambda s, raws: s.settle(raws, Released()), "settle"),
+    "release what was not heard of": _act(_two_claimed, _release_unheard, "unheard", "settle"),
+    "ask who holds claims": _act(_two_claimed, _ask_holders, "holders", changes=False),
     "look for runs elsewhere": _act(
         _two_claimed, lambda s, _: outstanding.page(s.engine, TABLE, None, limit=10), "outstanding", changes=False
     ),

@@ -46,10 +46,13 @@ def _watch_claims(ledger: Ledger) -> None:
 def _watch_verdicts(ledger: Ledger, notes: Notes) -> None:
     settle = settling.settle
 
-    def witnessed(engine: Any, table: Any, settlements: Sequence[Settlement], run_ids: Any = None) -> set[int]:
+    def witnessed(
+        engine: Any, table: Any, settlements: Sequence[Settlement], run_ids: Any = None, buried: Any = None
+    ) -> set[int]:
         sent_at = time.monotonic()
-        taken = settle(engine, table, settlements, run_ids)
-        for one in settlements:
+        instead: dict[int, Settlement] = {} if buried is None else buried
+        taken = settle(engine, table, settlements, run_ids, instead)
+        for one in (instead.get(settlement.id, settlement) for settlement in settlements):
             if one.id in taken:
                 ledger.accepted(Fence(one.id, one.claim_count, one.fail_count), one.status.value, sent_at=sent_at)
             else:

@@ -35,7 +35,7 @@ def test_run_is_freed_by_its_last_reference() -> None:
     wrapped, run = Future[Any](), Run()
     future, freed = PrefectConcurrentFuture[Any](uuid4(), wrapped), weakref.ref(run)
     work: Any = run
-    future.add_done_callback(once(work, lambda _run, name: ended.append(name), lambda _done: "Completed"))
+    future.add_done_callback(once(work, lambda _run, name: ended.append(name), lambda _done, _run: "Completed"))
 
     wrapped.set_result(Completed())
     del run, work, future, wrapped

@@ -64,14 +64,14 @@ class Modelled(BaseModel):
     work: Any
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def executor() -> Iterator[ThreadPoolExecutor]:
     """What an author may have submitted to."""
     with ThreadPoolExecutor(2) as executor:
         yield executor
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def loop_elsewhere() -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop that runs in a thread of its own."""
     loop = asyncio.new_event_loop()

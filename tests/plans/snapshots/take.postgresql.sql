@@ -10,5 +10,9 @@ WHERE action_logs.id = taken.id
 AND action_logs.claim_count = taken.claim_count
 AND (action_logs.status || '') = 'claimed'
 AND (action_logs.run_id IS NULL OR taken.run_id IS NULL OR action_logs.run_id = taken.run_id)
-AND (taken.run_id IS NULL OR substr(action_logs.claimed_by, :substr_1::INTEGER, length('deployment:' || taken.run_id)) != ('deployment:' || taken.run_id) OR action_logs.lease_expires_at < now())
+AND (taken.run_id IS NULL OR substr(action_logs.claimed_by, :substr_1::INTEGER, length('deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END)) != ('deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END) OR action_logs.lease_expires_at < now())
 RETURNING action_logs.id, action_logs.type, CAST(action_logs.payload AS TEXT) AS payload, action_logs.end_at AS end_at, action_logs.created_at AS created_at, action_logs.claim_count, action_logs.fail_count, action_logs.priority, action_logs.idempotency_key, action_logs.ordering_key, CAST(action_logs.errors AS TEXT) AS errors, action_logs.claimed_by;

@@ -20,5 +20,9 @@ WHERE action_logs.id = taken.id
 AND action_logs.claim_count = taken.claim_count
 AND (action_logs.status || '') = 'claimed'
 AND (action_logs.run_id IS NULL OR taken.run_id IS NULL OR action_logs.run_id = taken.run_id)
-AND (taken.run_id IS NULL OR substr(action_logs.claimed_by, :substr_1, length('deployment:' || taken.run_id)) != ('deployment:' || taken.run_id) OR action_logs.lease_expires_at < strftime('%Y-%m-%d %H:%M:%f', 'now'))
+AND (taken.run_id IS NULL OR substr(action_logs.claimed_by, :substr_1, length('deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END)) != ('deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END) OR action_logs.lease_expires_at < strftime('%Y-%m-%d %H:%M:%f', 'now'))
 RETURNING id, type, coalesce(CAST(payload AS TEXT), :coalesce_1) AS payload, end_at AS end_at, created_at AS created_at, claim_count, fail_count, priority, idempotency_key, ordering_key, coalesce(CAST(errors AS TEXT), :coalesce_2) AS errors, claimed_by;

@@ -1,7 +1,9 @@
 UPDATE action_logs
 SET claimed_by=CASE WHEN (taken.run_id IS NULL)
 THEN action_logs.claimed_by
-ELSE 'deployment:' || taken.run_id END, lease_expires_at=(now() + make_interval(secs => taken.lease_seconds)), run_id=coalesce(taken.run_id, action_logs.run_id), updated_at=now()
+ELSE 'deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END END, lease_expires_at=(now() + make_interval(secs => taken.lease_seconds)), run_id=coalesce(taken.run_id, action_logs.run_id), updated_at=now()
 FROM unnest((SELECT CAST(:taken_id::VARCHAR AS BIGINT[]) AS anon_1), (SELECT CAST(:taken_claim_count::VARCHAR AS BIGINT[]) AS anon_2), (SELECT CAST(:taken_run_id::VARCHAR AS TEXT[]) AS anon_3), (SELECT CAST(:taken_lease_seconds::VARCHAR AS FLOAT[]) AS anon_4)) AS taken(id, claim_count, run_id, lease_seconds)
 WHERE action_logs.id = taken.id
 AND action_logs.claim_count = taken.claim_count

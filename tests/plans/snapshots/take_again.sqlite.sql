@@ -9,7 +9,9 @@
 UPDATE action_logs
 SET claimed_by=CASE WHEN (taken.run_id IS NULL)
 THEN action_logs.claimed_by
-ELSE 'deployment:' || taken.run_id END, lease_expires_at=strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', taken.lease_seconds)), run_id=coalesce(taken.run_id, action_logs.run_id), updated_at=strftime('%Y-%m-%d %H:%M:%f', 'now')
+ELSE 'deployment:' || taken.run_id || CASE WHEN (substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12, 1) = '@')
+THEN substr(action_logs.claimed_by, length(action_logs.claimed_by) - 12)
+ELSE '' END END, lease_expires_at=strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', taken.lease_seconds)), run_id=coalesce(taken.run_id, action_logs.run_id), updated_at=strftime('%Y-%m-%d %H:%M:%f', 'now')
 FROM (SELECT CAST(json_extract(anon_1.value, :json_extract_1) AS BIGINT) AS id, CAST(json_extract(anon_1.value, :json_extract_2) AS BIGINT) AS claim_count, CAST(json_extract(anon_1.value, :json_extract_3) AS TEXT) AS run_id, CAST(json_extract(anon_1.value, :json_extract_4) AS FLOAT) AS lease_seconds
 FROM json_each(:taken_rows) AS anon_1
 LIMIT :param_1 OFFSET :param_2) AS taken
