@@ -120,8 +120,7 @@ class Line:
         """Start what the guard is done with, as far as there are slots; how many groups of it."""
         over = [guard for guard in self._guards if guard.is_over][: max(0, self._slots.left)]
         for guard in over:
-            self._hand_over(self._guards[guard], guard.answers)
-            del self._guards[guard]
+            self._hand_over(self._guards[guard], guard.answers, guard)
         return len(over)
 
     def finish(self) -> None:
@@ -169,6 +168,7 @@ class Line:
             # Undeployed since the survey: not ours to judge.
             for raw in group:
                 self._settle_raw(raw, Released())
+            self._waiting.remove(group)
         else:
             policy = self._routing.policy(processor)
             actions = {raw: opened(raw, policy) for raw in group}
@@ -177,22 +177,26 @@ class Line:
                 self._guard_aside(group, actions, processor)
             else:
                 self._hand_over(group, [(raw, _passed(action, processor)) for raw, action in actions.items()])
-        self._waiting.remove(group)
 
     def _guard_aside(self, group: Group, actions: Mapping[RawAction, Action | Outcome], processor: Processor) -> None:
         guard = GuardRun[GuardPass](group, lambda raw: _passed(actions[raw], processor), self._slots.free)
         self._slots.take(guard)
         self._trials.begun(guard, group[0])
         self._guards[guard] = group
+        self._waiting.remove(group)
         guard.start()
 
-    def _hand_over(self, group: Group, verdicts: Iterable[tuple[RawAction, Verdict]]) -> None:
+    def _hand_over(
+        self, group: Group, verdicts: Iterable[tuple[RawAction, Verdict]], guard: GuardRun[GuardPass] | None = None
+    ) -> None:
         works = [work for raw, verdict in verdicts if (work := self._admitted(raw, verdict)) is not None]
         if not works:
+            self._leave(group, guard)
             return
         run = works[0] if works[0].processor.rows_per_run is None else Batch(works)
         self._slots.take(run)
         self._trials.begun(run, group[0])
+        self._leave(group, guard)  # before it may begin: who stops now must not give back what does
         try:
             self._dispatcher.submit(run, self._done)
         except Exception as error:
@@ -202,6 +206,13 @@ class Line:
         self._grouping.started()
         self._tally.add("runs")
         self._tally.add("dispatched", len(works))
+
+    def _leave(self, group: Group, guard: GuardRun[GuardPass] | None) -> None:
+        """Take *group* out of the line: somebody else answers for it."""
+        if guard is None:
+            self._waiting.remove(group)
+        else:
+            del self._guards[guard]
 
     def _admitted(self, raw: RawAction, verdict: Verdict) -> Work | None:
         """The work of *raw*; None if it ended here, settled."""
