@@ -46,7 +46,7 @@ class ActionRow:
     settled_at: datetime | None
     created_at: datetime | None
     updated_at: datetime | None
-    held_until: datetime | None
+    held_until: datetime | None = None
 
     @property
     def last_error(self) -> str:

@@ -65,7 +65,6 @@ class Cast:
         for name in WRONG:
             processor(f"facts.{name}", registry=self.registry, max_attempts=1, facts=self._raising(name))(self._never)
         processor("validator.*", registry=self.registry, max_attempts=1)(self._validated)
-        processor("facts.async", registry=self.registry, facts=self._facts)(lambda: self._count("facts.async"))
         processor("together", registry=self.registry, rows_per_run=10, max_attempts=1)(self._together)
 
     def _register(self, type_: str, work: Callable[[], Any]) -> None:
@@ -84,9 +83,6 @@ class Cast:
     def _rows(self) -> Iterator[None]:
         self._count("consumed")
         yield
-
-    async def _facts(self, _action: Action) -> dict[str, Any]:
-        return {"wanted": True}
 
     def _raising(self, name: str) -> Callable[[Action], dict[str, Any]]:
         def facts(_action: Action) -> dict[str, Any]:
@@ -112,7 +108,6 @@ class Cast:
         for name in WRONG:
             publish(engine, f"facts.{name}", rules={"var": "facts.wanted"})
             publish(engine, f"validator.{name}", {"wrong": name})
-        publish(engine, "facts.async", rules={"var": "facts.wanted"})
         for number in range(5):
             publish(engine, "together", {"n": number})
         for _ in range(3):
@@ -124,14 +119,13 @@ class Cast:
         assert ends == {
             ("healthy", "processed"): 3,
             ("coroutine", "processed"): 1,
-            ("facts.async", "processed"): 1,
             ("together", "processed"): 3,
             ("together", "dead"): 2,
             **{(type_, "dead"): 1 for type_ in ("generator", "lax", "cancel")},
             **{(f"{what}.{name}", "dead"): 1 for what in ("facts", "validator") for name in WRONG},
         }
         assert self.calls == {
-            **dict.fromkeys(("coroutine", "generator", "lax", "cancel", "facts.async", "together"), 1),
+            **dict.fromkeys(("coroutine", "generator", "lax", "cancel", "together"), 1),
             "healthy": 3,
             "awaited": 2,
         }
@@ -279,7 +273,7 @@ def test_future_that_can_not_say_how_it_ended_tells_of_its_end(caplog: pytest.Lo
     """A future swallows what its callbacks raise."""
     done = list[tuple[Any, str]]()
 
-    def ended(_future: Any) -> str:
+    def ended(_future: Any, _run: Any) -> str:
         raise asyncio.CancelledError
 
     class Run:
