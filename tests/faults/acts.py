@@ -34,6 +34,7 @@ from prefect_claim_dispatch.policies import RetryPolicy
 from prefect_claim_dispatch.rescuing import release_unheard, rescue
 from prefect_claim_dispatch.settling import recognise, settle, settle_action
 from prefect_claim_dispatch.statements import diagnose
+from prefect_claim_dispatch.statements.claim import candidates, claim_one
 from tests.kit.ledger import Ledger, PublishLog
 from tests.kit.tables import TABLE, change, claim_due, expire_leases, make_due, seconds_from_now, verdicts
 
@@ -232,16 +233,22 @@ def _claim_behind_keys(scene: Scene, lanes: Any) -> None:
     _claim(scene, lanes)
 
 
-def _claim_each(scene: Scene, lanes: Any) -> None:
-    """As after a claim that the database has refused for the sake of one row."""
-    sent_at, wanted = time.monotonic(), claiming._Wanted(HOUR, HOLDER, None, True, None, None)
-    raws = claiming._claim_each(scene.engine, TABLE, lanes, (len(lanes),), wanted.parameters(lanes, 1), wanted)
+def _look_for_candidates(scene: Scene, lanes: Any) -> None:
+    query = candidates(TABLE, scene.engine.dialect.name, (len(lanes),))
+    with scene.engine.begin() as connection:
+        connection.execute(query, WANTED.parameters(lanes, 10)).all()
+
+
+def _claim_one(scene: Scene, values: dict[str, Any]) -> None:
+    """As after a claim that the database has refused for the sake of another row."""
+    sent_at, statement = time.monotonic(), claim_one(TABLE, scene.engine.dialect.name)
+    raws = claiming._claimed(scene.engine, TABLE, TYPE, values, lambda c: c.execute(statement, values).all(), WANTED)
     scene.ledger.claimed(raws, sent_at=sent_at)
 
 
 def _bury(scene: Scene, raws: Sequence[RawAction]) -> None:
     raw, sent_at = raws[0], time.monotonic()
-    errors = verdicts(Unprocessable(error_type="RefusedByDatabase", message="m"), [raw])[0].errors or ()
+    errors = verdicts(Unprocessable(error_type="E", message="m"), [raw])[0].errors or ()
     if refusals.bury(scene.engine, TABLE, raw.id, raw.claim_count, errors):
         scene.ledger.accepted(raw, "dead", sent_at=sent_at)
 
@@ -254,6 +261,10 @@ def _paused(scene: Scene) -> None:
 def _lanes(scene: Scene) -> Any:
     _two_due(scene)
     return [lane for lane in claiming.survey(scene.engine, TABLE).due() if lane.type == TYPE]
+
+
+def _one_wanted(scene: Scene) -> dict[str, Any]:
+    return WANTED.parameters([], 10) | {"wanted_id": _two_due(scene)[0]}
 
 
 def _lanes_with_keys(scene: Scene) -> Any:
@@ -323,6 +334,7 @@ def _rescue(scene: Scene, _: Any) -> None:
 
 FAILED, SNOOZED = Failed(error_type="E", message="m"), Snooze(timedelta(0))
 HOUR = timedelta(hours=1)
+WANTED: Final = claiming._Wanted(HOUR, HOLDER, None, True, None, None)
 
 ACTS: Final[dict[str, Act]] = {
     "publish one": _act(_nothing, lambda s, _: s.publish(None), "publish"),
@@ -360,8 +372,9 @@ ACTS: Final[dict[str, Act]] = {
     "claim what has to wait": _act(_crashed_lanes, _claim_suspects, "claim", "begin"),
     "claim beside keys": _act(_lanes_with_keys, _claim_beside_keys, "claim", "depth"),
     "claim behind keys": _act(_lanes_with_keys, _claim_behind_keys, "heads", "claim_behind"),
-    "claim one by one": _act(_lanes, _claim_each, "candidates", "claim_one"),
-    "bury": _act(_two_failed, _bury, "bury"),
+    "look for candidates": _act(_lanes, _look_for_candidates, "candidates", changes=False),
+    "claim one": _act(_one_wanted, _claim_one, "claim_one"),
+    "bury": _act(_two_executed, _bury, "bury"),
     "rescue what never ends": _act(_two_endless, _rescue, "rescue", "rescue_endless", "settle"),
     "count what runs": _act(_two_claimed, lambda s, _: limiting.running(s.engine, TABLE), "running", changes=False),
     "begin": _act(
